@@ -1015,3 +1015,58 @@ fn content_that_is_only_stored_differently_is_not_reported_as_changed() {
     assert_eq!(changes("latest~3"), ["hole"]);
     assert_eq!(changes("latest~1"), ["hole"]);
 }
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let sandbox = Sandbox::new();
+    for option in ["--help", "--version", "backup --help"] {
+        let line = format!("{FORGEKEEP} {option} >/dev/full");
+        let outcome = sandbox.tool("sh").args(["-c", &line]).run();
+        let outcome = outcome.ends_with(1);
+        assert!(outcome.stderr.contains("cannot write to standard output"), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn sums_of_sparse_files_do_not_wrap() {
+    let sandbox = Sandbox::in_memory();
+    sandbox.run(["init"]).ok();
+    std::fs::create_dir(sandbox.path("source")).expect("a directory");
+    for name in ["a", "b", "c"] {
+        let file = std::fs::File::create(sandbox.path("source").join(name)).expect("creates");
+        file.set_len(i64::MAX as u64).expect("a large file");
+    }
+    sandbox.backup(["source"]);
+    let stats = sandbox.json(["stats"]);
+    assert_eq!(stats.last().expect("a line")["total_restore_size"], u64::MAX);
+}
+
+#[test]
+fn long_names_of_instances_are_refused() {
+    let sandbox = Sandbox::new();
+    let name = "n".repeat(300);
+    let text = format!("[stores.main]\npath = '/srv/s'\n[instances.{name}]\nkind = 'plain'\n");
+    sandbox.write("forgekeep.toml", text);
+    let run = sandbox.forgekeep(["config", "check"]);
+    let outcome = run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml")).run();
+    let output = outcome.all_output();
+    assert!(outcome.code() != Some(0) && output.contains("is 300 bytes long"), "{output}");
+}
+
+#[test]
+fn a_dry_run_needs_no_writable_store() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    sandbox.remove("store/index.sqlite");
+    std::fs::create_dir(sandbox.path("mount")).expect("a directory");
+    let mount = "mount --bind store mount && mount -o remount,bind,ro mount";
+    sandbox.tool("sh").args(["-c", mount]).run().ok();
+    let run = sandbox.run(["backup", "--store", "mount", "source", "--dry-run"]);
+    let real = sandbox.run(["backup", "--store", "mount", "source"]);
+    sandbox.tool("umount").args(["-l", "mount"]).run().ok();
+    let output = run.ok().all_output();
+    assert!(output.contains("1 unmodified"), "{output}");
+    real.fails(1, &["read-only"]);
+}

@@ -188,3 +188,25 @@ fn restore_accepts_the_listed_path_of_a_project() {
         }
     }
 }
+
+#[test]
+fn a_plain_instance_has_no_warnings_of_dumps_and_host_keys() {
+    need_root();
+    let sandbox = Sandbox::new();
+    sandbox.write("data/file", "1");
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'plain'\n\
+         parts.data.path = '{}'\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        sandbox.text("data"),
+    );
+    sandbox.write("forgekeep.toml", text);
+    backup(&sandbox).run().ok();
+    let restore = ["restore", "latest", "--target", "/", "--delete", "--dry-run"];
+    let dry = sandbox.run(restore).ok().stderr;
+    assert!(dry.contains("overwrites files of this machine; stop"), "{dry}");
+    for words in ["dumps", "databases", "sshd"] {
+        assert!(!dry.contains(words), "{words}: {dry}");
+    }
+}

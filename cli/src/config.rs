@@ -16,6 +16,9 @@ use store::entry::Displayed;
 /// Default path of the configuration file.
 pub const DEFAULT: &str = "/etc/forgekeep.toml";
 
+/// Longest name of an instance in bytes. Names of files have an end as well.
+const NAME_BYTES_MAX: usize = 100;
+
 /// Content of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -109,6 +112,13 @@ impl Config {
                 return Err(with_hint(
                     format!("{}: `{name}` is not a valid instance name", path.displayed()),
                     hint,
+                ));
+            }
+            if name.len() > NAME_BYTES_MAX {
+                let (file, len) = (path.displayed(), name.len());
+                return Err(with_hint(
+                    format!("{file}: the instance name `{name}` is {len} bytes long"),
+                    format!("shorten it to {NAME_BYTES_MAX} bytes: names of files contain it"),
                 ));
             }
         }

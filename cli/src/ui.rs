@@ -211,8 +211,16 @@ fn wants_json(arguments: impl Iterator<Item = OsString>) -> bool {
 
 /// Prints help or an error in the arguments, and ends the program.
 pub fn refuse(error: &clap::Error) -> ! {
+    if !error.use_stderr() {
+        let printed = error.print().and_then(|()| io::stdout().flush());
+        let Err(failure) = written(printed) else { std::process::exit(error.exit_code()) };
+        if let Some((message, _)) = failure.words() {
+            let _ = writeln!(io::stderr(), "forgekeep: {message}");
+        }
+        std::process::exit(failure.number().into());
+    }
     let text = error.render().to_string();
-    if error.use_stderr() && wants_json(std::env::args_os().skip(1)) {
+    if wants_json(std::env::args_os().skip(1)) {
         let first = text.split("\n\n").next().unwrap_or_default();
         let words: Vec<_> = first.split_whitespace().collect();
         let message = words.join(" ");
@@ -221,7 +229,7 @@ pub fn refuse(error: &clap::Error) -> ! {
         let _ = writeln!(io::stdout(), "{}", formatted(&line));
     }
     let safe: Vec<_> = text.lines().map(shown).collect();
-    if error.use_stderr() && safe.iter().any(|line| matches!(line, Cow::Owned(_))) {
+    if safe.iter().any(|line| matches!(line, Cow::Owned(_))) {
         // Without colours, since those are control characters, too.
         let _ = writeln!(io::stderr(), "{}", safe.join("\n"));
         std::process::exit(error.exit_code());

@@ -2,8 +2,8 @@
 //!
 //! The command line adds the next step.
 
-use crate::entry::Displayed;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::text::Displayed;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -279,6 +279,13 @@ impl Error {
         use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
         let Error::Index(error) = self else { return false };
         matches!(error.sqlite_error_code(), Some(CannotOpen | ReadOnly))
+    }
+
+    /// Returns true if the store can be read and not written.
+    pub fn is_write_denied(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        let Error::StoreWrite { source, .. } = self else { return self.is_index_denied() };
+        matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
     }
 
     /// Returns true if the index is damaged and must be rebuilt.

@@ -8,6 +8,7 @@ pub mod limits;
 
 mod access;
 mod counting_sort;
+mod text;
 
 pub mod random;
 
@@ -59,6 +60,8 @@ pub mod packer;
 mod unfinished;
 
 pub mod skipped;
+
+mod user_namespace;
 
 pub mod source;
 

@@ -9,8 +9,8 @@
 //! locks and there is nothing to unlock by hand.
 
 use crate::backend::local::{give_to_owner, is_without_locks, open_regular};
-use crate::entry::Displayed;
 use crate::error::{Error, Result};
+use crate::text::Displayed;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use std::fs::{File, Permissions};

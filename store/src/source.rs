@@ -5,6 +5,7 @@
 
 use crate::acl::{AclNames, Subject};
 use crate::entry::{EntryKind, Owner, Time, Xattrs, display_path};
+use crate::user_namespace;
 use parking_lot::Mutex;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags,
@@ -21,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest path passed to one system call, in bytes.
@@ -32,6 +34,11 @@ const LISTING_BYTES: usize = 32 << 10;
 
 /// Longest wait for a lease. By default the kernel ends one sooner.
 const LEASE_PATIENCE: Duration = Duration::from_secs(60);
+/// Wait for a lease after others were waited for in vain, as long as [`LEASE_PATIENCE`] in all.
+const LEASE_PATIENCE_LEFT: Duration = Duration::from_millis(200);
+/// Milliseconds that this process waited in vain. File systems that answer so for another reason
+/// would otherwise cost the whole time for each file.
+static WAITED_IN_VAIN: AtomicU64 = AtomicU64::new(0);
 /// Pause between two attempts.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -193,19 +200,26 @@ pub fn open_file_waiting(
     is_over: impl Fn() -> bool,
 ) -> io::Result<File> {
     let began = Instant::now();
+    let patience = patience(Duration::from_millis(WAITED_IN_VAIN.load(Ordering::Relaxed)));
     loop {
         match open_file_below(dir, path) {
             // The attempt itself asks the client to give the lease back.
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && began.elapsed() < LEASE_PATIENCE
-                    && !is_over() =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if began.elapsed() >= patience || is_over() {
+                    let waited = began.elapsed().as_millis() as u64;
+                    WAITED_IN_VAIN.fetch_add(waited, Ordering::Relaxed);
+                    return Err(error);
+                }
                 std::thread::sleep(LEASE_PAUSE);
             }
             opened => return opened,
         }
     }
+}
+
+/// Returns the longest wait for a lease after this long was waited in vain.
+fn patience(in_vain: Duration) -> Duration {
+    LEASE_PATIENCE.saturating_sub(in_vain).max(LEASE_PATIENCE_LEFT)
 }
 
 /// Opens with `NOATIME`, or without it if only the owner may use that flag.
@@ -498,8 +512,8 @@ fn attributes(
     for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
         match get(OsStr::from_bytes(name), &mut value) {
             Ok(len) => read.found.push((name.to_vec(), value[..len].to_vec())),
-            // Removed since the listing, or not readable by anyone.
-            Err(Errno::NODATA | Errno::NOTSUP) => {}
+            // Removed since the listing.
+            Err(Errno::NODATA) => {}
             Err(error) => {
                 let error = io::Error::from(error);
                 let text = format!("extended attribute {}: {error}", display_path(name));
@@ -636,6 +650,8 @@ pub struct Owners {
 /// Results of lookups.
 #[derive(Debug, Default)]
 struct Known {
+    /// True if an owner was found that this user namespace does not know.
+    has_unmapped: bool,
     owners: HashMap<(u32, u32), Arc<Owner>>,
     /// `None` for a user or group without a name.
     names: HashMap<Subject, Option<Arc<[u8]>>>,
@@ -644,10 +660,18 @@ struct Known {
 impl Owners {
     /// Returns the owner with these numbers, with the names known on this machine.
     ///
-    /// Calls `failed` once per user and group with the reason why a name could not be looked up.
+    /// Calls `failed` once per user and group with the reason why a name could not be looked up, and
+    /// once if the number itself is unknown.
     pub fn get(&self, uid: u32, gid: u32, failed: impl Fn(String)) -> Arc<Owner> {
-        let Known { owners, names } = &mut *self.known.lock();
+        let Known { owners, names, has_unmapped } = &mut *self.known.lock();
         let owner = owners.entry((uid, gid)).or_insert_with(|| {
+            if !*has_unmapped && user_namespace::may_hide((uid, gid)) {
+                *has_unmapped = true;
+                failed(format!(
+                    "this user namespace does not know some owners; storing {uid}:{gid} instead of \
+                     them, and a restore will set that"
+                ));
+            }
             let mut name = |subject| known_name(names, subject, &failed).map(|name| name.to_vec());
             let (user, group) = (name(Subject::User(uid)), name(Subject::Group(gid)));
             Arc::new(Owner { uid, gid, user, group })
@@ -719,6 +743,15 @@ mod tests {
     }
 
     #[test]
+    fn leases_are_waited_for_in_vain_only_for_a_time() {
+        assert_eq!(patience(Duration::ZERO), LEASE_PATIENCE);
+        assert_eq!(patience(Duration::from_secs(45)), Duration::from_secs(15));
+        for waited in [60, 1000] {
+            assert_eq!(patience(Duration::from_secs(waited)), LEASE_PATIENCE_LEFT);
+        }
+    }
+
+    #[test]
     fn an_unreadable_attribute_loses_only_itself() {
         let names = b"user.c\0user.gone\0user.a\0user.bad\0";
         let read = read(names, |name| match name {
@@ -734,9 +767,9 @@ mod tests {
 
     #[test]
     fn unsupported_attributes_are_not_an_error() {
-        for error in [Errno::NODATA, Errno::NOTSUP] {
-            assert!(read(b"user.a\0", |_| Err(error)).error.is_none());
-        }
+        assert!(read(b"user.a\0", |_| Err(Errno::NODATA)).error.is_none());
+        // A file system that lists an attribute has it.
+        assert!(read(b"user.a\0", |_| Err(Errno::NOTSUP)).error.is_some());
         let none = attributes(|_| Err(Errno::NOTSUP), |_, _| Ok(0));
         assert!(none.found.is_empty() && none.error.is_none());
         assert!(attributes(|_| Err(Errno::IO), |_, _| Ok(0)).error.is_some());

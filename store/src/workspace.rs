@@ -47,7 +47,11 @@ impl Workspace {
     /// Creates an unnamed scratch file. It disappears when the run ends in any way.
     pub fn scratch(&self) -> io::Result<File> {
         match &self.local {
-            Some(local) => local.scratch(),
+            Some(local) => match local.scratch() {
+                // A dry run works on a store that cannot be written.
+                Err(error) if is_denied(&error) => tempfile::tempfile().map_err(|_| error),
+                scratch => scratch,
+            },
             None => tempfile::tempfile_in(&self.dir),
         }
     }
@@ -90,4 +94,9 @@ impl Workspace {
     pub(crate) fn is_full(&self) -> bool {
         rustix::fs::statvfs(&self.dir).is_ok_and(|found| found.f_bavail == 0)
     }
+}
+
+/// Returns true if a file system or this user may not write.
+fn is_denied(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }

@@ -221,6 +221,10 @@ impl Backup {
                 let opened = init::open_dry(place, ui, Arc::clone(&watch));
                 Ok((opened.inspect_err(|_| watch.end())?, watch))
             }
+            // A dry run needs an index, which it can also build elsewhere.
+            Err(Failure::Store(error)) if self.dry_run && error.is_write_denied() => {
+                super::open(place, ui, Purpose::Read, "backup")
+            }
             opened => opened,
         }
     }

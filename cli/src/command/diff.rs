@@ -63,11 +63,11 @@ impl Diff {
                 };
                 counts[kind] += 1;
                 match &change {
-                    Change::Added(entry) => bytes[0] += entry.size,
-                    Change::Removed(entry) => bytes[1] += entry.size,
+                    Change::Added(entry) => bytes[0] = bytes[0].saturating_add(entry.size),
+                    Change::Removed(entry) => bytes[1] = bytes[1].saturating_add(entry.size),
                     Change::Modified(old, new) => {
-                        bytes[0] += new.size;
-                        bytes[1] += old.size;
+                        bytes[0] = bytes[0].saturating_add(new.size);
+                        bytes[1] = bytes[1].saturating_add(old.size);
                     }
                     Change::Metadata(..) => {}
                 }

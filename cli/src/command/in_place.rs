@@ -60,9 +60,12 @@ impl InPlace<'_> {
             return Ok(Vec::new());
         }
         let target = self.target.displayed();
+        let has_databases =
+            !matches!(&manifest, Ok(Some(manifest)) if manifest.databases.is_empty());
+        let databases = if has_databases { " and does not restore databases" } else { "" };
         ui.warn(&format!(
-            "restoring instance {name} into {target} overwrites files of this machine and does not \
-             restore databases; stop its services first",
+            "restoring instance {name} into {target} overwrites files of this machine{databases}; \
+             stop its services first",
         ));
         let manifest = manifest.unwrap_or_else(|failure| {
             let (reason, _) = failure.words().unwrap_or_default();
@@ -77,7 +80,7 @@ impl InPlace<'_> {
             self.warn_of_version(manifest, ui);
         }
         let dumps = Path::new("/").join(DIR);
-        if self.selects(&dumps) {
+        if has_databases && self.selects(&dumps) {
             let place = self.destination(&dumps).unwrap_or_default();
             ui.warn(&format!(
                 "this restore creates {} with database dumps that contain secrets; delete it afterwards",
@@ -203,7 +206,10 @@ impl InPlace<'_> {
     /// Returns the paths beside the host keys that the snapshot lacks, and that `--delete` would
     /// remove.
     fn newer(&self, dir: &Path, known: &HashSet<Vec<u8>>) -> Vec<PathBuf> {
-        let is_within = store::entry::is_within(&tree_path(dir), self.from);
+        // Nothing outside of the paths of the snapshot is removed.
+        let mut paths = self.snapshot.paths.iter().map(|path| OsStr::from_bytes(path));
+        let is_within = store::entry::is_within(&tree_path(dir), self.from)
+            && paths.any(|path| dir.starts_with(path));
         let place = self.destination(dir).filter(|_| self.is_delete && is_within);
         let entries = place.and_then(|place| place.read_dir().ok()).into_iter().flatten();
         let paths = entries.flatten().map(|entry| dir.join(entry.file_name()));

@@ -15,8 +15,8 @@ use forge::recovery::Record;
 /// instance finishes those steps. This command does it at once for all instances, even if one of
 /// them fails.
 ///
-/// --forget drops steps that have become impossible, such as starting a service that no longer
-/// exists, and prints them.
+/// --forget drops the steps of the instance that --instance names, and prints them. Use it for steps
+/// that have become impossible, such as starting a service that no longer exists.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -26,7 +26,7 @@ pub struct Recover {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
-    /// Drop the unfinished steps without doing them
+    /// Drop the unfinished steps without doing them; needs --instance
     #[arg(long, requires = "instance")]
     forget: bool,
 }

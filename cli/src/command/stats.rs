@@ -27,15 +27,18 @@ impl Stats {
             store.index().totals(SegmentKind::Metadata)?,
         ];
         watch.end();
-        let restored: u64 = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes).sum();
+        let sizes = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes);
+        // Sparse files can have any size.
+        let restored = sizes.fold(0, u64::saturating_add);
         let mut reuse = Statistics::default();
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         for (_, snapshot) in &snapshots {
             let of = &snapshot.statistics;
-            reuse.bytes_read += of.bytes_read;
-            reuse.found_by_chunk += of.found_by_chunk;
-            reuse.found_by_extent += of.found_by_extent;
-            reuse.copied_forward += of.copied_forward;
-            reuse.added_stored_bytes += of.added_stored_bytes;
+            add(&mut reuse.bytes_read, of.bytes_read);
+            add(&mut reuse.found_by_chunk, of.found_by_chunk);
+            add(&mut reuse.found_by_extent, of.found_by_extent);
+            add(&mut reuse.copied_forward, of.copied_forward);
+            add(&mut reuse.added_stored_bytes, of.added_stored_bytes);
         }
         let [data, metadata] = totals;
         let stored = data.segment_bytes + metadata.segment_bytes;

@@ -1,10 +1,10 @@
 //! A store in a local directory.
 
 use super::{Backend, Listed, Pending};
-use crate::entry::Displayed;
 use crate::error::Unsynced;
 use crate::observe::{Event, Observer, Silent};
 use crate::random;
+use crate::text::Displayed;
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;

@@ -3,6 +3,7 @@
 use super::Metadata;
 use crate::entry::{Entry, EntryKind};
 use crate::source::Stat;
+use crate::user_namespace::Numbers;
 use rustix::process::{Gid, getegid, geteuid, getgroups};
 use std::path::Path;
 
@@ -108,37 +109,6 @@ fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(digits.trim(), 16).ok()
 }
 
-/// Numbers of users or groups that a user namespace knows, as first numbers and counts.
-#[derive(Debug)]
-struct Numbers(Vec<(u32, u32)>);
-
-impl Numbers {
-    /// Number of users on a machine: the last number means no user.
-    const ALL: u32 = u32::MAX;
-
-    /// Reads a map of `/proc`. Without user namespaces there is none, and all numbers are known.
-    fn read(path: &Path) -> Numbers {
-        let map = std::fs::read_to_string(path).ok();
-        map.as_deref().and_then(Numbers::parse).unwrap_or(Numbers(vec![(0, Numbers::ALL)]))
-    }
-
-    fn parse(map: &str) -> Option<Numbers> {
-        let range = |line: &str| {
-            let mut fields = line.split_ascii_whitespace();
-            Some((fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?))
-        };
-        Some(Numbers(map.lines().map(range).collect::<Option<_>>()?))
-    }
-
-    fn has(&self, number: u32) -> bool {
-        self.0.iter().any(|(first, count)| number >= *first && number - first < *count)
-    }
-
-    fn are_all(&self) -> bool {
-        self.0.contains(&(0, Numbers::ALL))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +117,7 @@ mod tests {
 
     /// Root with these capabilities in a namespace with users and groups 0 to `count` − 1.
     fn root(capabilities: u64, count: u32) -> Rights {
-        let known = || Numbers(vec![(0, count)]);
+        let known = || Numbers::first(count);
         let (known_users, known_groups) = (known(), known());
         Rights { uid: 0, gid: 0, groups: vec![0], capabilities, known_users, known_groups }
     }
@@ -182,14 +152,9 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_and_maps_are_read_as_the_kernel_prints_them() {
+    fn capabilities_are_read_as_the_kernel_prints_them() {
         let status = "Name:\tx\nCapInh:\t0000000000000000\nCapEff:\t000001ffffffffff\n";
         assert_eq!(effective_capabilities(status), Some(0x1ff_ffff_ffff));
         assert_eq!(effective_capabilities("Name:\tx\n"), None);
-        let all = Numbers::parse("         0          0 4294967295\n").expect("a map");
-        assert!(all.are_all() && all.has(65534));
-        let some = Numbers::parse("0 1000 1\n1 100000 65536\n").expect("a map");
-        assert!(!some.are_all() && some.has(65536) && !some.has(65537));
-        assert!(Numbers::parse("x 0 1").is_none());
     }
 }
