@@ -160,6 +160,56 @@ fn a_file_that_exists_and_cannot_be_opened_is_reported() {
     reports_a_lost_file(&["-P", "sub/lost", "-e", "inject=openat2:error=ENOENT:when=1"]);
 }
 
+#[test]
+fn a_listed_name_without_an_entry_in_a_large_directory_is_reported() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..300 {
+        sandbox.write(&format!("source/sub/{n}"), "");
+    }
+    for name in ["lost", "000", "vanished"] {
+        sandbox.write(&format!("source/sub/{name}"), "precious");
+    }
+    let faults = ["-P", "lost", "-P", "000", "-e", "inject=statx:error=ENOENT"];
+    let run = traced(&sandbox, &faults, &["backup", "--json", "source"]).run().ends_with(3);
+    let names: BTreeSet<String> = reported(&sandbox, &run).into_iter().collect();
+    assert_eq!(names, ["source/sub/000", "source/sub/lost"].map(String::from).into());
+    sandbox.run(["ls", &sandbox.at("latest", "source/sub/vanished")]).ok();
+}
+
+#[test]
+fn a_listed_name_without_an_entry_is_not_deleted_without_a_word() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "1");
+    sandbox.backup(["source"]);
+    sandbox.write("source/extra", "2");
+    let place = sandbox.at("latest", "source");
+    let restore = ["restore", &place, "--target", "source", "--delete"];
+    for dry in ["--dry-run", "--quiet"] {
+        let faults = ["-P", "extra", "-e", "inject=statx:error=ENOENT"];
+        let arguments: Vec<&str> = restore.iter().copied().chain([dry]).collect();
+        let outcome = traced(&sandbox, &faults, &arguments).run().ends_with(3);
+        assert!(outcome.stderr.contains("not deleted: source/extra: "), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn owners_that_a_user_namespace_does_not_know_are_named_once() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    for name in ["a", "b"] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    sandbox.tool("chown").args(["1234:5", "source/a"]).run().ok();
+    sandbox.tool("chown").args(["1235", "source/b"]).run().ok();
+    let run = |program: &str, arguments: &[&str]| {
+        let all = [crate::support::sandbox::FORGEKEEP, "backup", "source"];
+        let run = sandbox.tool(program).args(arguments).args(all).run().ok();
+        run.stderr.matches("does not know some owners").count()
+    };
+    assert_eq!(run("unshare", &["-r"]), 1);
+    assert_eq!(run("env", &[]), 0);
+}
+
 /// Asserts that a backup reports a file that these faults hide, and contains its neighbour.
 fn reports_a_lost_file(faults: &[&str]) {
     let sandbox = Sandbox::with_store();

@@ -1099,3 +1099,31 @@ fn a_fork_without_its_pool_is_reported() {
     let outcome = sandbox.run(["restore", &place, "--target", &fork]).ok().stderr;
     assert_eq!(outcome, "");
 }
+
+#[test]
+fn a_dry_run_knows_that_root_without_fowner_may_not_set_modes() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "1");
+    sandbox.write("source/own", "1");
+    sandbox.tool("ln").args(["-s", "file", "source/link"]).run().ok();
+    sandbox.tool("chown").args(["-h", "1234:1234", "source/file", "source/link"]).run().ok();
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let restore = |target: &str, dry: &str| {
+        let rights = ["--bounding-set=-fowner", "--inh-caps=-fowner", "--", FORGEKEEP];
+        let restore = ["restore", &place, "--target", target, "--json", dry];
+        let run = sandbox.tool("setpriv").args(rights).args(restore).run();
+        let mut errors: Vec<String> =
+            run.json().iter().map(|line| line["item"].to_string()).collect();
+        errors.sort();
+        (run.code(), errors)
+    };
+    let planned = restore("target", "--dry-run");
+    assert_eq!(planned.0, Some(3), "{planned:?}");
+    assert_eq!(planned, restore("target", "--quiet"));
+    // Files that are there, of root.
+    sandbox.tool("chown").args(["-hR", "0:0", "target"]).run().ok();
+    let planned = restore("target", "--dry-run");
+    assert_eq!(planned, restore("target", "--quiet"));
+}

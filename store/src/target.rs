@@ -494,7 +494,9 @@ impl Target {
 
 /// Returns true for a directory of this user that denies access to it by its mode.
 pub(crate) fn can_be_opened_up(dir: &Stat) -> bool {
-    dir.uid == geteuid().as_raw() && dir.mode & OWNER_ALL != OWNER_ALL
+    dir.kind == EntryKind::Directory
+        && dir.uid == geteuid().as_raw()
+        && dir.mode & OWNER_ALL != OWNER_ALL
 }
 
 impl Drop for Target {

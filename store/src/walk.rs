@@ -16,7 +16,7 @@ use crate::threads;
 use crate::unfinished::{is_mark, is_unfinished};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -336,6 +336,10 @@ struct LargeDir {
     names: Names,
     /// True if the directory could not be opened again, which is reported once.
     is_failed: AtomicBool,
+    /// Number of parts whose metadata was not read yet.
+    parts_left: AtomicUsize,
+    /// Names without an entry in the parts so far.
+    missing: Mutex<HashSet<Box<[u8]>>>,
 }
 
 enum State {
@@ -619,9 +623,16 @@ impl Shared {
         let (root, path) = (self.root.dir.as_fd(), &node.path[..]);
         match open_dir(root, self.root.relative(path), path, &self.rules.exclude.named) {
             Ok((dir, _)) => {
-                let stats = of.names.stats(dir.as_fd(), range.clone());
-                self.look(dir.as_fd(), path, node.scope, &of.names, range.start, stats)
-                    .into_listing()
+                let dir = dir.as_fd();
+                let stats = of.names.stats(dir, range.clone());
+                let (mut listed, missing) =
+                    self.look(dir, path, node.scope, &of.names, range.start, stats);
+                of.missing.lock().extend(missing);
+                if of.parts_left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    let missing = std::mem::take(&mut *of.missing.lock());
+                    listed.children.extend(without_entry(dir, path, missing));
+                }
+                listed.into_listing()
             }
             Err(_) if of.is_failed.swap(true, Ordering::Relaxed) => {
                 Children::default().into_listing()
@@ -673,10 +684,16 @@ impl Shared {
             let content = self.rules.scan_git_dirs.then(scan).flatten();
             return Some((Listing::GitDir(content), Vec::new()));
         }
-        let mut listed = self.look(dir, path, scope, &names, 0, stats);
+        let (mut listed, missing) = self.look(dir, path, scope, &names, 0, stats);
+        listed.children.extend(without_entry(dir, path, missing));
         if !is_whole {
             let count = names.len();
-            let of = Arc::new(LargeDir { names, is_failed: AtomicBool::new(false) });
+            let of = Arc::new(LargeDir {
+                names,
+                is_failed: AtomicBool::new(false),
+                parts_left: AtomicUsize::new(parts(count, PART_NAMES).count()),
+                missing: Mutex::default(),
+            });
             for range in parts(count, PART_NAMES) {
                 let part = Some(Part { of: Arc::clone(&of), range });
                 listed.more(node_of(path.to_vec(), scope, part));
@@ -690,7 +707,7 @@ impl Shared {
     }
 
     /// Returns the children of a directory whose names, from the position `start` on, have this
-    /// metadata.
+    /// metadata. Also returns the wanted names without an entry.
     fn look(
         &self,
         dir: BorrowedFd<'_>,
@@ -699,23 +716,19 @@ impl Shared {
         names: &Names,
         start: usize,
         stats: Vec<io::Result<Stat>>,
-    ) -> Children {
+    ) -> (Children, HashSet<Box<[u8]>>) {
         let exclude = &self.rules.exclude;
         let mut listed = Children { children: Vec::with_capacity(stats.len()), nodes: Vec::new() };
-        let is_small = names.len() <= WHOLE_NAMES_MAX;
-        let mut again = None;
+        let mut missing = HashSet::new();
         for (stat, at) in stats.into_iter().zip(start..) {
             let name = names.get(at);
             let path = join(path, name);
             let stat = match stat {
                 Ok(stat) => stat,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let again = again.get_or_insert_with(|| names_again(dir, is_small));
-                    if !again.contains(name) || exclude.has(&path, None, scope) {
-                        continue;
+                    if !exclude.has(&path, None, scope) {
+                        missing.insert(name.into());
                     }
-                    let error = io::Error::other("the directory lists it, but has no such entry");
-                    listed.children.push(Child::Failed(path, error));
                     continue;
                 }
                 Err(_) if exclude.has(&path, None, scope) => continue,
@@ -734,17 +747,34 @@ impl Shared {
             listed.nodes.extend(node.clone());
             listed.children.push(Child::Found(Found { path, stat }, node));
         }
-        listed
+        (listed, missing)
     }
 }
 
-/// Lists a directory again, to tell names that vanished from names without an entry, as in a damaged
-/// directory. Large directories are not listed again: in a busy one, every part would be.
-fn names_again(dir: BorrowedFd<'_>, is_small: bool) -> HashSet<Box<[u8]>> {
-    let open = source::open_dir_below(dir, b"");
-    let names =
-        open.and_then(|dir| if is_small { source::names(dir.as_fd()) } else { Ok(Vec::new()) });
-    names.unwrap_or_default().into_iter().map(|(name, _)| name).collect()
+/// Tells names that vanished from names without an entry, as in a damaged directory: lists the
+/// directory again, and returns those that are still there. One that came back has vanished, too.
+fn without_entry(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    mut missing: HashSet<Box<[u8]>>,
+) -> impl Iterator<Item = Child> {
+    let mut listed = BTreeSet::new();
+    if !missing.is_empty()
+        && let Ok(open) = source::open_dir_below(dir, b"")
+    {
+        Names::read(open.as_fd(), 0, |name| {
+            listed.extend(missing.take(name));
+            false
+        });
+    }
+    let is_gone = |name: &[u8]| {
+        source::stat_at(dir, name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    let lost: Vec<_> = listed.into_iter().filter(|name| is_gone(name)).collect();
+    lost.into_iter().map(|name| {
+        let error = io::Error::other("the directory lists it, but has no such entry");
+        Child::Failed(join(path, &name), error)
+    })
 }
 
 /// Returns the fault of a path in a directory, if it is too long to be stored.

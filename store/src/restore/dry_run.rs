@@ -417,7 +417,12 @@ impl DryRun<'_> {
             let owner = self.given_owner(entry, path, is, &wanted);
             self.count_denied(owner, &wanted);
             self.report.owners_to_set += u64::from(owner != is);
-            self.report.modes_to_set += u64::from(!has_mode(&self.rights, owner));
+            if self.loses_rights(is, owner) {
+                let mtime = entry.mtime.filter(|_| !has_time);
+                note_lost_rights(&Entry { mtime, ..entry.clone() }, &mut refused);
+            } else {
+                self.report.modes_to_set += u64::from(!has_mode(&self.rights, owner));
+            }
             let is_set = !has_xattrs && !is_denied && refused.is_empty();
             self.report.xattrs_to_set += u64::from(is_set);
             self.count_refused(path, &refused);
@@ -496,7 +501,9 @@ impl DryRun<'_> {
         let owner = self.given_owner(entry, path, is, &wanted);
         self.count_denied(owner, &wanted);
         let mut refused = Refused::default();
-        if let Some(above) = above.filter(|_| entry.kind != EntryKind::Symlink)
+        if self.loses_rights(is, owner) {
+            note_lost_rights(entry, &mut refused);
+        } else if let Some(above) = above.filter(|_| entry.kind != EntryKind::Symlink)
             && let Err(error) =
                 self.trials.set_mode(above.dir.as_fd(), self.rights.given_mode(owner, &wanted))
         {
@@ -504,6 +511,12 @@ impl DryRun<'_> {
         }
         self.count_xattrs(entry, path, &Vec::new(), None, &mut refused);
         self.count_refused(path, &refused);
+    }
+
+    /// Returns true if this user may no longer set mode and times of an object that it gave away.
+    /// Root without `CAP_FOWNER` may not.
+    fn loses_rights(&self, is: (u32, u32), owner: (u32, u32)) -> bool {
+        is != owner && self.rights.owns(is) && !self.rights.owns(owner)
     }
 
     /// Returns user and group of an object after a restore gave it this owner.
@@ -718,6 +731,17 @@ impl DryRun<'_> {
             self.store.observer().event(Event::Note(note));
         }
         Ok(())
+    }
+}
+
+/// Notes the metadata of an entry that is set after its owner.
+fn note_lost_rights(entry: &Entry, refused: &mut Refused) {
+    let error = Errno::PERM.into();
+    if entry.kind != EntryKind::Symlink {
+        refused.note("mode", &error);
+    }
+    if entry.mtime.is_some() {
+        refused.note("time", &error);
     }
 }
 
