@@ -281,3 +281,18 @@ fn wrong_owners_in_the_volumes_of_a_container_are_reported() {
         assert!(looked.all_output().contains(words), "{words}: {}", looked.all_output());
     }
 }
+
+#[test]
+fn a_key_that_only_the_container_has_is_named() {
+    need_root();
+    let gitlab = GitlabContainer::start(Builder::new());
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let rb = gitlab.root().join("srv/gitlab/config/gitlab.rb");
+    let text = std::fs::read_to_string(&rb).expect("reads");
+    let text = text + "\nnginx['ssl_certificate_key'] = '/mnt/gitlab.key'\n";
+    std::fs::write(&rb, text).expect("writes");
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    let words = "gitlab.rb names /mnt/gitlab.key, which is not copied";
+    assert!(checked.stdout.contains(words), "{}", checked.all_output());
+}

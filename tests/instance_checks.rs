@@ -197,7 +197,7 @@ fn rows_that_only_follow_a_repository_do_not_say_where_it_is() {
     let gitlab = Builder::new().projects(5).build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
-    let sql = |sql: &str| drop(gitlab.postgres.sql(database::MAIN, sql));
+    let sql = |sql: &str| gitlab.postgres.sql(database::MAIN, sql);
     // Left behind by a rename before the project had a path by its number.
     sql("update project_repositories set shard_id = 2, disk_path = 'old-group/project2' \
          where project_id = 2");
@@ -469,6 +469,43 @@ fn a_project_stored_by_name_is_complete() {
     }
     let (_, text) = check(&all, "files");
     assert!(text.contains("all are present"), "{text}");
+}
+
+#[test]
+fn tables_are_found_whatever_the_path_of_the_role_is() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    gitlab.postgres.sql(database::MAIN, "alter role \"gitlab-psql\" set search_path = pg_catalog");
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "repositories");
+    assert_eq!((verdict == "ok", text.contains("5 projects")), (true, true), "{text}");
+}
+
+#[test]
+fn a_link_to_a_file_that_was_not_copied_is_named_as_such() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    let lfs = "var/opt/gitlab/gitlab-rails/shared/lfs-objects";
+    let shell = format!(
+        "file=$(find {lfs} -type f | head -1); mkdir mnt/disk; mv $file mnt/disk/object
+         ln -sr mnt/disk/object $file
+         mkdir -p var/opt/gitlab/gitlab-rails/uploads/many; cd var/opt/gitlab/gitlab-rails/uploads/many
+         mkdir $(seq 400)"
+    );
+    Run::limited("sh").args(["-ec", &shell]).within(gitlab.root()).run().ok();
+    // A path in the settings is copied alone.
+    let path = gitlab.path(lfs);
+    let more = format!("checks = {{ sample = 'all' }}\nparts.lfs.path = '{}'", path.display());
+    configure(&sandbox, &gitlab, &more);
+    let outcome = backup(&sandbox).run();
+    let output = outcome.all_output();
+    assert!(output.contains("is a link to a place that was not copied"), "{output}");
+    assert!(!output.contains("has no such file"), "{output}");
+    let limit = "uploads has more than 300 directories; links in the others";
+    assert!(output.contains(limit), "{output}");
 }
 
 #[test]

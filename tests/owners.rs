@@ -398,3 +398,15 @@ fn a_repair_follows_no_link_that_appears_meanwhile() {
     swapping.kill();
     assert_eq!(states(&sandbox, "outside"), before);
 }
+
+#[test]
+fn a_linked_directory_of_a_storage_needs_no_mode_of_the_top() {
+    let machine = Machine::new();
+    machine.inspect().ok();
+    // As Gitaly makes it: the top of a storage has another mode.
+    machine.sh("chmod 2750 var/opt/gitlab/git-data/repositories/@groups; mkdir -p mnt/disk
+         mv var/opt/gitlab/git-data/repositories/@groups mnt/disk/groups
+         ln -s /mnt/disk/groups var/opt/gitlab/git-data/repositories/@groups
+         chown -h git:git var/opt/gitlab/git-data/repositories/@groups");
+    machine.inspect().ok();
+}

@@ -233,6 +233,7 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
         if faults.iter().any(Option::is_none) {
             continue;
         }
+        let is_link = found.iter().any(|seen| seen.target.is_some());
         let path = shown(&view.place(&row.paths[0]));
         let text = match faults.into_iter().flatten().next() {
             Some(fault) => format!("{} row {}: {path} {fault}", row.what, row.id),
@@ -241,9 +242,19 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
         let on_machine: Vec<PathBuf> = row.paths.iter().map(|path| view.place(path)).collect();
         let on_machine = View::Live.look(&on_machine)?.into_iter().flatten().collect();
         let on_machine: Vec<Seen> = through_links(row, on_machine, &View::Live)?;
+        let is_on_machine = on_machine.iter().any(|seen| fault(row, seen).is_none());
+        if is_link && is_on_machine {
+            // Another copy would not follow the link either.
+            let text = format!(
+                "{} row {}: {path} is a link to a place that was not copied",
+                row.what, row.id
+            );
+            gaps.add(row.part, text, Where::Elsewhere);
+            continue;
+        }
         let found = match on_machine.as_slice() {
             [] => Where::Nowhere,
-            all if all.iter().any(|seen| fault(row, seen).is_none()) => Where::Here,
+            _ if is_on_machine => Where::Here,
             _ => Where::Otherwise,
         };
         gaps.add(row.part, text, found);

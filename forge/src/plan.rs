@@ -18,8 +18,9 @@ use store::observe::Progress;
 
 /// Part with the sites of users.
 const PAGES: &str = "pages";
-/// Maximum number of directories within one directory in which links are looked for.
-const DIRS_MAX: usize = 1000;
+/// Maximum number of directories within one directory in which links are looked for. Debug builds
+/// have a small limit, which tests reach.
+const DIRS_MAX: usize = if cfg!(debug_assertions) { 300 } else { 50_000 };
 
 /// Everything needed to back up one instance. A kind fills it, then the settings change it.
 #[derive(Debug)]
@@ -238,8 +239,11 @@ impl Plan {
                     || taken_at_first.iter().any(|known| known == dir)
             };
             if is_deep {
-                let inner = part.paths.iter().flat_map(|path| dirs_within(path, &is_elsewhere));
-                left.extend(inner.map(|dir| (dir.clone(), dir)));
+                for path in &part.paths {
+                    let (inner, is_all) = dirs_within(path, &is_elsewhere);
+                    left.extend(inner.into_iter().map(|dir| (dir.clone(), dir)));
+                    self.notes.extend((!is_all).then(|| too_deep(path)));
+                }
             }
             while let Some((dir, seen)) = left.pop() {
                 for (link, real) in links_in(root, &dir) {
@@ -278,7 +282,9 @@ impl Plan {
                                 let rest = dir.strip_prefix(&end).unwrap_or(Path::new(""));
                                 (dir.clone(), seen.join(rest))
                             };
-                            left.extend(dirs_within(&end, &is_elsewhere).into_iter().map(at));
+                            let (inner, is_all) = dirs_within(&end, &is_elsewhere);
+                            left.extend(inner.into_iter().map(at));
+                            self.notes.extend((!is_all).then(|| too_deep(&end)));
                         }
                     }
                     if is_dir {
@@ -453,8 +459,8 @@ impl Part {
 }
 
 /// Returns the directories within a directory, the least deep first, up to a number of them. Leaves
-/// out those for which `is_left` holds, and all below.
-fn dirs_within(dir: &Path, is_left: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
+/// out those for which `is_left` holds, and all below. The second value is true if these are all.
+fn dirs_within(dir: &Path, is_left: &dyn Fn(&Path) -> bool) -> (Vec<PathBuf>, bool) {
     let (mut found, mut next) = (vec![dir.to_owned()], 0);
     while next < found.len() && found.len() < DIRS_MAX {
         let entries = std::fs::read_dir(&found[next]).into_iter().flatten().flatten();
@@ -462,7 +468,17 @@ fn dirs_within(dir: &Path, is_left: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
         found.extend(dirs.map(|entry| entry.path()).filter(|path| !is_left(path)));
         next += 1;
     }
-    found.split_off(1)
+    let is_all = next == found.len();
+    (found.split_off(1), is_all)
+}
+
+/// Notes that a directory has too many others to look for links in all of them.
+fn too_deep(dir: &Path) -> String {
+    format!(
+        "{} has more than {DIRS_MAX} directories; links in the others are copied, and what they lead \
+         to is not",
+        shown(dir)
+    )
 }
 
 /// Returns the links directly in a directory, with their targets.
