@@ -322,8 +322,7 @@ fn parts_as(
         TreeReader::within(&root, &tree_path(path.as_os_str().as_bytes()), store).next().is_some()
     };
     let named = [Path::new("/").join(OsStr::from_bytes(from))];
-    let sources =
-        snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    let sources = snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
     let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &exists));
     Ok(found.find(|parts| !parts.is_empty()).unwrap_or_default())
 }
