@@ -334,7 +334,7 @@ fn bytes_of_names_are_printed_in_one_way() {
         assert!(output.contains(wanted), "{wanted}: {output}");
     };
     ends(&["backup".into(), "r.git".into()], r"refs/heads/\xfe: empty ref");
-    ends(&["ls".into(), name(b"la\xfe")], r"no snapshot la\xfe");
+    ends(&["ls".into(), name(b"la\xfe")], r"`la\xfe` does not name a snapshot");
     ends(&["check".into(), "--store".into(), name(b"x\xff")], r"no store at x\xff");
     let stream = ["backup", "--stdin-name", "x", "--stdin-command"].map(Into::into);
     ends(&[&stream[..], &[name(b"p\xff")]].concat(), r"cannot start p\xff:");

@@ -312,7 +312,8 @@ fn image_data(sandbox: &Sandbox) {
          echo 17.5.1 > data/tmp/VERSION && echo k > data/.ssh/authorized_keys && \
          echo k > data/ssh/ssh_host_rsa_key && chmod 0600 data/ssh/ssh_host_rsa_key && \
          chown -Rh 1000:1000 data && chown -R 0:0 data/ssh && chmod 2770 data/repositories && \
-         find data/repositories -type d -exec chmod g+s {} + && chmod 0700 data/uploads";
+         find data/repositories -type d -exec chmod g+s {} + && chmod 0700 data/uploads && \
+         chown 0:0 data";
     sandbox.tool("sh").args(["-c", script]).run().ok();
 }
 
@@ -362,8 +363,6 @@ fn a_restore_sets_the_owners_of_the_product() {
     let place = sandbox.at("latest", "copy");
     let restore = ["restore", &place, "--target", "restored", "--as", "docker-gitlab"];
     sandbox.run(restore).ok();
-    // The top belongs to no part, and files of root in the copy lost their groups.
-    sandbox.tool("chown").args(["1000:1000", "restored"]).run().ok();
     assert_eq!(states(&sandbox, "restored"), right);
     sandbox.run(["inspect", "--as", "docker-gitlab", "restored"]).ok();
     let other = ["restore", &place, "--target", "other", "--as", "docker-gitlab=1005:1006"];
@@ -409,4 +408,60 @@ fn a_linked_directory_of_a_storage_needs_no_mode_of_the_top() {
          ln -s /mnt/disk/groups var/opt/gitlab/git-data/repositories/@groups
          chown -h git:git var/opt/gitlab/git-data/repositories/@groups");
     machine.inspect().ok();
+}
+
+#[test]
+fn the_rules_of_a_repair_undo_it_exactly() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let script = "d=root/var/opt/gitlab; mkdir -p $d/git-data/repositories/a/x.git \
+         $d/git-data/repositories/@pools/p $d/gitlab-rails/uploads/u $d/gitlab-rails/shared/s && \
+         echo x > $d/gitlab-rails/uploads/u/f && touch $d/gitlab-rails/uploads/'line\nbreak' && \
+         find root -type d -exec chmod 0750 {} + && chmod 0777 $d && \
+         chown -R 33:44 $d/git-data/repositories/@pools";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let before = states(&sandbox, "root");
+    let repair = ["repair", "owners", "--as", "gitlab=998:998", "root"];
+    sandbox.forgekeep(repair).args(["--write-owner-map", "undo"]).run().ok();
+    assert_ne!(states(&sandbox, "root"), before);
+    let undo = ["--owner-map", "undo", "--write-owner-map", "redo"];
+    sandbox.forgekeep(repair).args(undo).run().ok();
+    assert_eq!(states(&sandbox, "root"), before);
+}
+
+#[test]
+fn a_repair_changes_nothing_outside_of_its_directories() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let script = "mkdir -p d/repositories d/uploads others/shared && echo x > others/shared/tool && \
+         echo x > secret && ln secret d/uploads/name && ln -s ../others/shared d/shared && \
+         mkdir -p plain/tmp plain/.ssh && echo x > plain/.ssh/key";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let states = |dir: &str| states(&sandbox, dir);
+    let (others, plain) = (states("others"), states("plain"));
+    let repair = |dir: &str| sandbox.run(["repair", "owners", "--as", "docker-gitlab", dir]);
+    let done = repair("d").ends_with(3).all_output();
+    assert!(done.contains("another name outside"), "{done}");
+    assert!(done.contains("d/shared is a link"), "{done}");
+    assert_eq!(states("others"), others);
+    let owner = sandbox.tool("stat").args(["-c", "%u", "secret"]).run().ok().stdout;
+    assert_eq!(owner.trim(), "0");
+    // A directory of something else is not taken for the product.
+    repair("plain").fails(1, &["has no data of docker-gitlab"]);
+    assert_eq!(states("plain"), plain);
+}
+
+#[test]
+fn a_link_of_the_service_does_not_lead_a_repair_or_a_backup_elsewhere() {
+    let machine = Machine::new();
+    machine.sh("mkdir mnt/private; echo secret > mnt/private/key; chmod 0600 mnt/private/key
+         ln -s /mnt/private/key var/opt/gitlab/gitlab-rails/uploads/link
+         chown -h git:git var/opt/gitlab/gitlab-rails/uploads/link");
+    let printed = machine.inspect().all_output();
+    assert!(!printed.contains("chown"), "{printed}");
+    let repair = ["repair", "owners", "--instance", "forge"];
+    configured(&machine.sandbox, repair).run().ok();
+    machine.sh("test $(stat -c %U mnt/private/key) = root");
+    let saved = backup(&machine.sandbox).run().all_output();
+    assert!(saved.contains("which is not copied because of its owner"), "{saved}");
 }

@@ -16,7 +16,9 @@ pub fn local(place: PathBuf) -> Result<PathBuf, String> {
         return Ok(Path::new(std::ffi::OsStr::from_bytes(path)).to_owned());
     }
     let first = bytes.split(|byte| *byte == b'/').next().unwrap_or_default();
-    let shown = masked(&place.displayed());
+    // As a user types it.
+    let plain = place.to_str().filter(|text| !text.chars().any(char::is_control));
+    let shown = masked(&plain.map_or_else(|| place.displayed(), str::to_owned));
     if first.contains(&b':') {
         return Err(format!(
             "remote stores are not supported yet; for a directory of that name write ./{shown}"

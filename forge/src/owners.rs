@@ -19,7 +19,7 @@ use crate::plan::{Part, Phase, Plan};
 use crate::process::quoted_path;
 use crate::view::shown;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use repair::{Pass, Repair};
+use repair::{LinkNames, Pass, Repair};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::Metadata;
@@ -91,12 +91,16 @@ struct Visited<'a> {
     metadata: &'a Metadata,
     /// Owner and mode that the product needs.
     wanted: OwnerAndMode,
+    /// True if the content of a directory is not visited after it.
+    is_alone: bool,
 }
 
 #[derive(Default)]
 struct Faults<'r, 'm> {
     /// Repair of what is wrong, if it is not only reported.
     repair: Option<&'r mut Repair<'m>>,
+    /// True while a part is walked.
+    is_in_part: bool,
     looked_at: u64,
     unreadable: u64,
     counts: BTreeMap<Fault, u64>,
@@ -123,14 +127,21 @@ pub fn repair(
     rules: Option<&OwnerMap>,
     undo: Option<&Path>,
 ) -> Result<(Option<Check>, Repaired)> {
-    let pass = |pass| {
-        let mut repair = Repair::begin(rules, pass);
-        let check = look(plan, progress, Some(&mut repair))?.check();
-        Ok::<_, Error>((check, repair.finish()?))
+    let pass = |pass, names| {
+        let mut repair = Repair::begin(rules, pass, names);
+        let faults = look(plan, progress, Some(&mut repair))?;
+        let unlisted = faults.unreadable;
+        let check = faults.check();
+        Ok::<_, Error>((check, Repaired { unlisted, ..repair.finish()? }))
     };
-    let Some(undo) = undo else { return pass(Pass::Count) };
-    let recorded = pass(Pass::record(undo)?)?;
-    if recorded.1.changed == 0 { Ok(recorded) } else { pass(Pass::Change) }
+    // The first pass counts the names of each file.
+    let counted = pass(Pass::Count, LinkNames::default())?.1.names;
+    let Some(undo) = undo else { return pass(Pass::Count, counted) };
+    let mut recorded = pass(Pass::record(undo)?, counted)?;
+    if recorded.1.changed == 0 {
+        return Ok(recorded);
+    }
+    pass(Pass::Change, std::mem::take(&mut recorded.1.names))
 }
 
 fn look<'r, 'm>(
@@ -172,9 +183,11 @@ fn look<'r, 'm>(
         for path in part.paths.iter().chain(&part.links).filter(|_| is_in_use(part)) {
             faults.above(plan, path, owner, &expected)?;
         }
+        faults.is_in_part = true;
         for path in &part.paths {
             faults.part(plan, part, path, &expected, progress)?;
         }
+        faults.is_in_part = false;
     }
     Ok(faults)
 }
@@ -438,6 +451,10 @@ impl Faults<'_, '_> {
                 self.visit(top, &path, &metadata, wanted)?;
                 continue;
             }
+            // The service makes its sockets as it needs them.
+            if !metadata.is_file() && !metadata.is_dir() {
+                continue;
+            }
             self.looked_at += 1;
             let wanted = self.look(part, &path, top, &metadata, expected);
             self.visit(top, &path, &metadata, wanted)?;
@@ -470,9 +487,9 @@ impl Faults<'_, '_> {
                 self.add(Fault::Owner, path, text);
                 self.fix(format!("chown -Rh {} {place}", expected.name));
                 wanted = expected.owned(wanted);
+                wanted.mode |= if metadata.is_dir() { 0o500 } else { 0o400 };
                 if metadata.uid() == expected.uid {
                     self.fix(format!("chmod -R u+rX {place}"));
-                    wanted.mode |= if metadata.is_dir() { 0o500 } else { 0o400 };
                 }
             }
             if mode & ANYBODY_WRITES == 0 {
@@ -524,8 +541,9 @@ impl Faults<'_, '_> {
         metadata: &Metadata,
         wanted: OwnerAndMode,
     ) -> Result<()> {
+        let is_alone = top == path && !self.is_in_part;
         match &mut self.repair {
-            Some(repair) => repair.visit(&Visited { top, path, metadata, wanted }),
+            Some(repair) => repair.visit(&Visited { top, path, metadata, wanted, is_alone }),
             None => Ok(()),
         }
     }
@@ -571,7 +589,9 @@ impl Faults<'_, '_> {
         if faults.is_empty() {
             let text =
                 format!("owners and modes of {looked_at} paths are correct{unreadable}{unknown}");
-            return Some(Check::ok(NAME, text));
+            let is_whole = self.unreadable == 0;
+            let verdict = if is_whole { Verdict::Ok } else { Verdict::Unknown };
+            return Some(Check::new(NAME, verdict, text));
         }
         let text = format!("of {looked_at} paths, {}{unreadable}{unknown}", faults.join(", "));
         let examples = self.examples.into_values().flatten();

@@ -260,10 +260,12 @@ impl Plan {
                     if !taken.iter().any(is_in) {
                         // A target that contains other parts might be half the machine.
                         let has_parts = taken.iter().any(|known| known.starts_with(&end));
-                        if is_left || has_parts || is_named(&part.name) {
+                        let is_foreign = !is_trusted(&link, &end);
+                        if is_left || has_parts || is_foreign || is_named(&part.name) {
                             if !is_left {
+                                let why = if is_foreign { " because of its owner" } else { "" };
                                 self.notes.push(format!(
-                                    "link {} points to {}, which is not copied; \
+                                    "link {} points to {}, which is not copied{why}; \
                                      to copy it, make it a part",
                                     shown(&link),
                                     shown(&end)
@@ -559,4 +561,14 @@ impl Database {
     pub fn part(&self) -> String {
         format!("database-{}", self.purpose)
     }
+}
+
+/// Returns true if an administrator made a link, or if its owner could have moved its target there.
+///
+/// A service can make links to any path. A backup, a restore and a repair run as root, and would
+/// read or write there for it.
+fn is_trusted(link: &Path, end: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let owner = |path: &Path| path.symlink_metadata().map(|found| found.uid()).ok();
+    owner(link) == Some(0) || owner(link) == owner(end)
 }

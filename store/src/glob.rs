@@ -182,13 +182,13 @@ impl GlobList {
         Ok(list)
     }
 
-    /// Calls `found` with the position of each pattern that matches exactly this path, given without
-    /// its leading `/`.
-    pub fn matching(&self, path: &[u8], mut found: impl FnMut(usize)) {
-        let matches = self.set.matches(Path::new(OsStr::from_bytes(path)));
-        matches.into_iter().for_each(|at| found(self.positions[at]));
+    /// Replaces the content of `found` by the positions of the patterns that match exactly this path,
+    /// given without its leading `/`.
+    pub fn matching(&self, path: &[u8], found: &mut Vec<usize>) {
+        self.set.matches_into(Path::new(OsStr::from_bytes(path)), found);
+        found.iter_mut().for_each(|at| *at = self.positions[*at]);
         let foreign = self.foreign.iter().filter(|(_, globs)| globs.matches(path));
-        foreign.for_each(|(position, _)| found(*position));
+        found.extend(foreign.map(|(position, _)| *position));
     }
 }
 

@@ -80,7 +80,7 @@ pub struct RuleUse {
     pub source: String,
     /// The rule, as in a file of rules.
     pub rule: String,
-    /// Number of entries whose owner or mode the rule decided.
+    /// Number of entries whose owner, mode or access list the rule decided.
     pub entries: u64,
     /// The first of them, as absolute paths of the snapshot.
     pub samples: Vec<String>,
@@ -119,6 +119,8 @@ struct State {
     uses: Vec<RuleUse>,
     /// Path of a directory, and the layers that apply below it, outermost directory first.
     dirs: Vec<(Vec<u8>, u32)>,
+    /// Layers that match a path; kept for its memory.
+    found: Vec<usize>,
     /// Sets of layers, ascending. The number of a set is its index.
     sets: Vec<Vec<usize>>,
     set_numbers: HashMap<Vec<usize>, u32>,
@@ -211,7 +213,8 @@ impl OwnerMap {
                 }
             }
         }
-        self.add(layer)
+        self.add(layer)?;
+        self.prepare()
     }
 
     /// Adds rules such as `git:forge,998:1000,100000-165535:+0,*:nobody`, as in rsync's option
@@ -255,6 +258,11 @@ impl OwnerMap {
             return Ok(());
         }
         self.layers.push(layer);
+        Ok(())
+    }
+
+    /// Prepares the patterns of all layers.
+    fn prepare(&mut self) -> Result<()> {
         let patterns = |(at, layer): (usize, &'_ Layer)| Some((at, layer.path.clone()?));
         let patterns: Vec<(usize, Vec<u8>)> =
             self.layers.iter().enumerate().filter_map(patterns).collect();
@@ -326,16 +334,35 @@ impl OwnerMap {
                 state.disagreements[at].entries += 1;
             }
         }
-        if acl::is_in(&entry.xattrs) && self.unmatched != Unmatched::Unchanged {
+        if acl::is_in(&entry.xattrs) {
             let names = entry.acl_names.take();
+            let (mut rules, mut disagreements) = (Vec::new(), Vec::new());
             acl::map_subjects(&mut entry.xattrs, |subject| {
                 let name = names.as_ref().and_then(|names| names.get(subject));
                 let (class, number) = match subject {
                     Subject::User(number) => (Class::User, number),
                     Subject::Group(number) => (Class::Group, number),
                 };
-                self.id(state, set, class, number, name.map(|name| &name[..])).number
+                let id = self.id(state, set, class, number, name.map(|name| &name[..]));
+                rules.extend(id.rule);
+                disagreements.extend(id.disagreement);
+                match id.number {
+                    // An access list cannot leave an entry open.
+                    UNCHANGED => self.number_here(class, number, name.map(|name| &name[..])),
+                    number => number,
+                }
             });
+            let decided = [mapped.user, mapped.group];
+            rules.retain(|rule| decided.iter().all(|id| id.rule != Some(*rule)));
+            disagreements.retain(|at| decided.iter().all(|id| id.disagreement != Some(*at)));
+            rules.sort_unstable();
+            rules.dedup();
+            disagreements.sort_unstable();
+            disagreements.dedup();
+            if is_counted {
+                rules.iter().for_each(|rule| state.uses[*rule].note(&entry.path));
+                disagreements.iter().for_each(|at| state.disagreements[*at].entries += 1);
+            }
         }
         entry.owner = mapped.owner;
         let is_dir = entry.kind == EntryKind::Directory;
@@ -366,45 +393,45 @@ impl OwnerMap {
     /// Returns the number of the set of layers that apply to an entry.
     fn layers_of(&self, state: &mut State, entry: &Entry) -> u32 {
         let set = self.layers_at(state, &entry.path);
-        match entry.link_key().filter(|_| !self.layers_of_paths.is_empty()) {
-            Some(key) => *state.links.entry(key).or_insert(set),
-            None => set,
+        if self.layers_of_paths.is_empty() || entry.hard_link.is_none() {
+            return set;
         }
+        entry.link_key().map_or(set, |key| *state.links.entry(key).or_insert(set))
     }
 
     /// Returns the number of the set of layers that apply to a path.
     fn layers_at(&self, state: &mut State, path: &[u8]) -> u32 {
         if self.layers_of_paths.is_empty() {
-            return state.number_of(Vec::new());
+            return state.number_of(&[]);
         }
-        while state.dirs.last().is_some_and(|(dir, _)| !is_within(path, dir)) {
+        // The layers of a directory's content lack those that are for the directory alone.
+        let is_left = |dir: &[u8]| !is_within(path, dir) || dir.len() == path.len();
+        while state.dirs.last().is_some_and(|(dir, _)| is_left(dir)) {
             state.dirs.pop();
         }
+        let mut number = match state.dirs.last() {
+            Some((_, number)) => *number,
+            None => state.number_of(&[]),
+        };
         let known = state.dirs.last().map_or(0, |(dir, _)| dir.len());
-        let mut set =
-            state.dirs.last().map_or(Vec::new(), |(_, set)| state.sets[*set as usize].clone());
-        let has_known = !state.dirs.is_empty();
-        let mut number = state.dirs.last().map(|(_, set)| *set);
-        for end in ends(path).filter(|end| !has_known || *end > known) {
-            let before = set.len();
+        let mut found = std::mem::take(&mut state.found);
+        for end in ends(path).filter(|end| *end > known) {
             let is_end = end == path.len();
-            self.paths.matching(&path[..end], |pattern| {
-                let layer = self.layers_of_paths[pattern];
-                if is_end || !self.layers[layer].is_exact {
-                    set.push(layer);
-                }
-            });
-            if set.len() > before {
-                set.sort_unstable();
-                set.dedup();
-                number = None;
+            self.paths.matching(&path[..end], &mut found);
+            found.iter_mut().for_each(|pattern| *pattern = self.layers_of_paths[*pattern]);
+            found.retain(|layer| is_end || !self.layers[*layer].is_exact);
+            if !found.is_empty() {
+                found.extend(&state.sets[number as usize]);
+                found.sort_unstable();
+                found.dedup();
+                number = state.number_of(&found);
             }
-            let this = *number.get_or_insert_with(|| state.number_of(set.clone()));
             if !is_end {
-                state.dirs.push((path[..end].to_vec(), this));
+                state.dirs.push((path[..end].to_vec(), number));
             }
         }
-        number.unwrap_or_else(|| state.number_of(set))
+        state.found = found;
+        number
     }
 
     /// Returns the layers of a set that apply, in their order.
@@ -492,6 +519,12 @@ impl OwnerMap {
         id
     }
 
+    /// Returns the number of the account of the same name on this machine, if there is one.
+    fn number_here(&self, class: Class, number: u32, name: Option<&[u8]>) -> u32 {
+        let found = name.and_then(|name| self.accounts.number(class, name).ok().flatten());
+        found.unwrap_or(number)
+    }
+
     fn unmatched_id(
         &self,
         state: &mut State,
@@ -538,13 +571,13 @@ impl OwnerMap {
 }
 
 impl State {
-    fn number_of(&mut self, set: Vec<usize>) -> u32 {
-        if let Some(number) = self.set_numbers.get(&set) {
+    fn number_of(&mut self, set: &[usize]) -> u32 {
+        if let Some(number) = self.set_numbers.get(set) {
             return *number;
         }
         let number = u32::try_from(self.sets.len()).expect("fewer sets than entries of a tree");
-        self.sets.push(set.clone());
-        self.set_numbers.insert(set, number);
+        self.sets.push(set.to_vec());
+        self.set_numbers.insert(set.to_vec(), number);
         number
     }
 }

@@ -492,6 +492,9 @@ pub fn attributes_below(dir: BorrowedFd<'_>, path: &[u8]) -> Attributes {
     read
 }
 
+/// Prefix of attributes with which XFS shows root its ACLs a second time.
+pub(crate) const XFS_ACLS: &[u8] = b"trusted.SGI_ACL_";
+
 fn attributes(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&OsStr, &mut [u8]) -> rustix::io::Result<usize>,
@@ -509,7 +512,8 @@ fn attributes(
     }
     let mut value = vec![0; XATTR_BYTES_MAX];
     let mut read = Attributes::default();
-    for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+    let is_kept = |name: &&[u8]| !name.is_empty() && !name.starts_with(XFS_ACLS);
+    for name in names.split(|b| *b == 0).filter(is_kept) {
         match get(OsStr::from_bytes(name), &mut value) {
             Ok(len) => read.found.push((name.to_vec(), value[..len].to_vec())),
             // Removed since the listing.

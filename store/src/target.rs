@@ -57,7 +57,7 @@ pub struct Target {
     pub xattr_denied: AtomicU64,
     /// Devices on which an owner, mode or time was found as it was set. Others may ignore it.
     heeded: Mutex<HashSet<(u64, Setting)>>,
-    /// True if every set owner is read again.
+    /// True if each user and group is read again after it was set for the first time.
     verifies_owners: bool,
 }
 
@@ -65,6 +65,8 @@ pub struct Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Setting {
     Owner,
+    /// This user and group.
+    OwnerOf(u32, u32),
     Mode,
     Time,
 }
@@ -112,7 +114,8 @@ impl Target {
         target
     }
 
-    /// Reads every owner again after it was set, instead of the first of each file system.
+    /// Reads each user and group again after it was set for the first time on a file system, instead
+    /// of only the first owner of all.
     pub fn verify_owners(&mut self) {
         self.verifies_owners = true;
     }

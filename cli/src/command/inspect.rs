@@ -89,11 +89,13 @@ impl Inspect {
             let owners = forge::owners::check(&plan, progress)?;
             let others =
                 forge::owners::leftovers(&plan.parts, crate::report::now().seconds, progress)?;
-            Ok::<Vec<_>, forge::Error>(owners.into_iter().chain(others).collect())
+            let checks: Vec<Check> = owners.into_iter().chain(others).collect();
+            Ok::<_, forge::Error>((plan.notes, checks))
         };
         let looked = look();
         watch.end();
-        let checks = looked?;
+        let (notes, checks) = looked?;
+        notes.iter().for_each(|note| ui.warn(note));
         instance::show_findings(ui, &[], &checks)?;
         if checks.iter().all(|check| check.verdict == Verdict::Ok) {
             return ui.remark("no problems found");

@@ -20,6 +20,9 @@ const CONTAINER_KINDS: [&str; 2] = ["docker-gitlab", "gitlab-container"];
 /// Largest file of rules that is read, in bytes.
 const RULES_BYTES_MAX: u64 = 64 << 20;
 
+/// Source of the rules of a product.
+const OF_PRODUCT: &str = "--as";
+
 /// Names and numbers that disagree that are printed; more are only counted.
 const PRINTED: usize = 10;
 
@@ -70,7 +73,7 @@ pub struct OwnerOptions {
     /// Set the numbers of the snapshot, even where this machine has the names
     #[arg(long)]
     numeric_ids: bool,
-    /// Do not set owners: files belong to the user who restores them
+    /// Do not set owners: new files belong to the user who restores them. Clears setuid and setgid
     #[arg(long, conflicts_with_all = ["owner_map", "usermap", "groupmap", "chown", "numeric_ids", "kind_as"])]
     no_owner: bool,
     /// Write rules that undo the changes of owners and modes to a new file, for --owner-map
@@ -121,15 +124,28 @@ impl OwnerOptions {
                     "restore the directory of its data with SNAPSHOT:PATH, or use --owner-map",
                 ));
             }
-            map.add_file("--as", &forge::owners::rules(&parts))?;
+            map.add_file(OF_PRODUCT, &forge::owners::rules(&parts))?;
         }
         Ok(map)
     }
 
-    /// Returns the file for rules that undo the changes.
-    pub fn record(&self) -> Option<PathBuf> {
-        self.write_owner_map.clone()
+    /// Returns the file for rules that undo the changes. A dry run only checks that it is new.
+    pub fn record(&self, is_dry: bool) -> Result<Option<PathBuf>, Failure> {
+        self.write_owner_map.as_deref().map_or(Ok(()), check_new)?;
+        Ok(self.write_owner_map.clone().filter(|_| !is_dry))
     }
+}
+
+/// Fails if a file is there, or its directory is not. It may be the only record of another change.
+pub fn check_new(file: &Path) -> Result<(), Failure> {
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let reason = match (file.symlink_metadata().is_ok(), dir.is_dir()) {
+        (true, _) => "it exists",
+        (_, false) => "its directory does not exist",
+        _ => return Ok(()),
+    };
+    let text = format!("cannot write {}: {reason}", file.display());
+    Err(with_hint(text, "give the path of a new file"))
 }
 
 /// Reads a file of rules.
@@ -145,6 +161,10 @@ pub fn read(file: &Path) -> Result<Vec<u8>, Failure> {
 pub fn show(ui: &Ui, usage: &Usage, is_dry: bool) -> Result<(), Failure> {
     for rule in &usage.rules {
         let entries = rule.entries;
+        // The rules of a product name parts that an instance need not have.
+        if entries == 0 && rule.source.starts_with(OF_PRODUCT) {
+            continue;
+        }
         if entries == 0 {
             ui.warn(&format!("{}: `{}` matched nothing", rule.source, rule.rule));
         } else if is_dry {

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use store::entry::display_path;
 use store::observe::Observer;
+use store::owner_map::OwnerMap;
 
 /// Repair settings and owners that a partial restore or a copy leaves wrong
 #[derive(Debug, Subcommand)]
@@ -76,6 +77,9 @@ impl SingleSignOn {
     }
 }
 
+/// Paths that were not changed that are printed.
+const FAILURES_MAX: usize = 20;
+
 /// Give the files of an instance the owners and modes that the product needs
 ///
 /// Changes the paths that `inspect` reports. Before a path is changed, rules that undo the change are
@@ -122,9 +126,8 @@ impl Owners {
             }
             None => None,
         };
-        let undo = self.write_owner_map.clone().unwrap_or_else(|| {
-            PathBuf::from(format!("owners-{}.map", crate::report::now().seconds))
-        });
+        let undo = self.write_owner_map.clone().unwrap_or_else(new_map);
+        owner_options::check_new(&undo)?;
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
@@ -134,16 +137,22 @@ impl Owners {
                     let name = name.as_deref().unwrap_or_default();
                     let config = global.config.read()?;
                     let settings = config.instance(name)?;
-                    let site = Site { instance: name, settings, progress, is_offline: true };
-                    forge::overrides::plan(&site)?.0
+                    let site = |is_offline| Site { instance: name, settings, progress, is_offline };
+                    // After a restore, a server may be down.
+                    let plan = forge::overrides::plan(&site(false));
+                    plan.or_else(|_| forge::overrides::plan(&site(true)))?.0
                 }
             };
             let undo = Some(&*undo).filter(|_| !self.dry_run);
-            Ok(forge::owners::repair(&plan, progress, rules.as_ref(), undo)?)
+            let repaired = forge::owners::repair(&plan, progress, rules.as_ref(), undo)?;
+            Ok((plan.notes, repaired))
         };
         let repaired = repair();
         watch.end();
-        let (check, repaired) = repaired?;
+        let (notes, (check, repaired)) = repaired?;
+        if self.kind_as.is_some() {
+            notes.iter().for_each(|note| ui.warn(note));
+        }
         let undo = (repaired.changed > 0 && !self.dry_run).then(|| undo.display().to_string());
         let failed: Vec<String> = repaired
             .failed
@@ -164,15 +173,45 @@ impl Owners {
         if let Some(check) = check.filter(|check| check.verdict == Verdict::Unknown) {
             ui.warn(&check.text);
         }
-        failed.iter().for_each(|text| ui.explain(&format!("cannot change {text}")));
+        for text in failed.iter().take(FAILURES_MAX) {
+            ui.explain(&format!("not changed: {text}"));
+        }
+        if failed.len() > FAILURES_MAX {
+            ui.explain(&format!("{} more were not changed", failed.len() - FAILURES_MAX));
+        }
+        if repaired.unlisted > 0 {
+            let dirs = count(repaired.unlisted, "directory");
+            ui.explain(&format!("{dirs} could not be listed, and nothing in them was looked at"));
+        }
+        let has_match = |rules: &OwnerMap| rules.usage().rules.iter().any(|rule| rule.entries > 0);
+        if let Some(file) =
+            self.owner_map.as_ref().filter(|_| !rules.as_ref().is_some_and(has_match))
+        {
+            ui.warn(&format!("the rules of {} matched nothing here", file.display()));
+        }
         let would = if self.dry_run { "would change" } else { "changed" };
         let (changed, looked_at) = (repaired.changed, count(repaired.looked_at, "path"));
         ui.line(format!("{would} owner or mode of {changed} of {looked_at}"))?;
         if let Some(undo) = undo {
             ui.line(format!("to undo: repeat the command with --owner-map {undo}"))?;
         }
-        if failed.is_empty() { Ok(()) } else { Err(Failure::Partial) }
+        if repaired.looked_at == 0 {
+            ui.explain("no path has a known owner; `forgekeep inspect` tells why");
+        }
+        let is_whole = failed.is_empty() && repaired.unlisted == 0 && repaired.looked_at > 0;
+        if is_whole { Ok(()) } else { Err(Failure::Partial) }
     }
+}
+
+/// Returns a new name in this directory.
+fn new_map() -> PathBuf {
+    let seconds = crate::report::now().seconds;
+    let names = (1..).map(|number| match number {
+        1 => format!("owners-{seconds}.map"),
+        number => format!("owners-{seconds}-{number}.map"),
+    });
+    let mut names = names.map(PathBuf::from).filter(|name| name.symlink_metadata().is_err());
+    names.next().unwrap_or_default()
 }
 
 /// A failed repair is not a fault of the configuration and needs another hint.

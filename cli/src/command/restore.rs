@@ -127,6 +127,7 @@ impl Restore {
         let parts = |kind: &OwnersAs| parts_as(kind, &store, &id, &snapshot, &place.path);
         let owners = self.owners.map(&snapshot, parts).inspect_err(|_| watch.end())?;
         let owners = Arc::new(owners);
+        let owner_record = self.owners.record(self.dry_run).inspect_err(|_| watch.end())?;
         let sources = snapshot.paths.iter().map(|path| tree_path(path)).collect();
         let each = |pattern: &OsString| {
             Ok((pattern.to_string_lossy().into_owned(), globs(std::slice::from_ref(pattern))?))
@@ -147,7 +148,7 @@ impl Restore {
             sources,
             keep,
             owners: Arc::clone(&owners),
-            owner_record: self.owners.record().filter(|_| !self.dry_run),
+            owner_record,
             is_dry: self.dry_run,
         };
         if !place.path.is_empty() {

@@ -70,6 +70,9 @@ const MATTERMOST: [Row; 3] = [
     row("client-plugins", "client/plugins", ""),
 ];
 
+/// Parts of which each GitLab has one.
+const OF_GITLAB: &[&str] = &["repositories", "uploads"];
+
 /// A product whose owners are known.
 struct Product {
     kind: &'static str,
@@ -78,22 +81,38 @@ struct Product {
     /// Main account: a name, or numbers.
     account: &'static str,
     rows: &'static [Row],
+    /// Parts without which a directory is something else.
+    evidence: &'static [&'static str],
 }
 
 const PRODUCTS: [Product; 4] = [
-    Product { kind: "gitlab", data: Some("var/opt/gitlab"), account: "git", rows: &PACKAGE },
+    Product {
+        kind: "gitlab",
+        data: Some("var/opt/gitlab"),
+        account: "git",
+        rows: &PACKAGE,
+        evidence: OF_GITLAB,
+    },
     Product {
         kind: "gitlab-container",
         data: Some("var/opt/gitlab"),
         account: "998:998",
         rows: &PACKAGE,
+        evidence: OF_GITLAB,
     },
-    Product { kind: "docker-gitlab", data: None, account: "1000:1000", rows: &IMAGE },
+    Product {
+        kind: "docker-gitlab",
+        data: None,
+        account: "1000:1000",
+        rows: &IMAGE,
+        evidence: OF_GITLAB,
+    },
     Product {
         kind: MATTERMOST_KIND,
         data: Some("opt/mattermost"),
         account: "mattermost",
         rows: &MATTERMOST,
+        evidence: &["plugins", "client-plugins"],
     },
 ];
 
@@ -112,7 +131,9 @@ impl FromStr for OwnersAs {
         let product = product.ok_or_else(|| wrong(format!("known kinds are {}", known())))?;
         let parsed = numbers.map(|numbers| {
             let (uid, gid) = numbers.split_once(':')?;
-            Some((uid.parse().ok()?, gid.parse().ok()?))
+            // The largest number means no account.
+            let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
+            Some((number(uid)?, number(gid)?))
         });
         match parsed {
             Some(None) => Err(wrong("numbers have the form KIND=UID:GID".into())),
@@ -132,7 +153,18 @@ impl OwnersAs {
         let settings = serde_json::from_value(settings)
             .map_err(|error| Error::OwnersAs { text: shown(&dir), reason: error.to_string() })?;
         let mut plan = Plan::new(self.kind, self.kind, &settings);
-        plan.parts = self.parts(&dir, &|path| path.exists());
+        // A service may have put a link into its directory.
+        let has_no_link = |path: &Path| {
+            let above = path.ancestors().take_while(|path| **path != *dir);
+            above.filter_map(|path| path.symlink_metadata().ok()).all(|found| !found.is_symlink())
+        };
+        plan.parts = self.parts(&dir, &|path| path.exists() && has_no_link(path));
+        let linked = self.all_parts(&dir, &|path| path.exists() && !has_no_link(path));
+        plan.notes.extend(
+            linked.iter().flat_map(|part| &part.paths).map(|path| {
+                format!("{} is a link, or behind one, and is not looked at", shown(path))
+            }),
+        );
         if plan.parts.is_empty() {
             let reason =
                 format!("it has no data of {}; give its root or data directory", self.kind);
@@ -144,6 +176,14 @@ impl OwnersAs {
     /// Returns the parts with known owners below a directory: the root of a machine, or the
     /// directory of all data. `exists` tells which paths are there. Empty if it is neither.
     pub fn parts(&self, dir: &Path, exists: &dyn Fn(&Path) -> bool) -> Vec<Part> {
+        let parts = self.all_parts(dir, exists);
+        let product = PRODUCTS.iter().find(|product| product.kind == self.kind);
+        let is_evidence =
+            |part: &Part| product.is_some_and(|product| product.evidence.contains(&&*part.name));
+        if parts.iter().any(is_evidence) { parts } else { Vec::new() }
+    }
+
+    fn all_parts(&self, dir: &Path, exists: &dyn Fn(&Path) -> bool) -> Vec<Part> {
         let Some(product) = PRODUCTS.iter().find(|product| product.kind == self.kind) else {
             return Vec::new();
         };
@@ -156,17 +196,7 @@ impl OwnersAs {
         let mut parts = Vec::new();
         let mut add = |name: &str, path: PathBuf, owner: &str, phase| {
             if exists(&path) {
-                parts.push(Part {
-                    name: name.into(),
-                    about: String::new(),
-                    paths: vec![path],
-                    links: Vec::new(),
-                    phase,
-                    is_required: false,
-                    needs_all: false,
-                    owner: Some(owner.into()),
-                    exclude: Vec::new(),
-                });
+                parts.push(Part { owner: Some(owner.into()), phase, ..unowned(name, path) });
             }
         };
         if product.kind != MATTERMOST_KIND {
@@ -185,7 +215,31 @@ impl OwnersAs {
                 add(row.name, data.join(row.path), owner, Phase::Files);
             }
         }
+        // Those of a container that nobody outside knows stay as they are.
+        if product.account != "git" && !parts.is_empty() {
+            for row in product.rows.iter().filter(|row| !["", ROOT].contains(&row.user)) {
+                let path = data.join(row.path);
+                if exists(&path) {
+                    parts.push(unowned(row.name, path));
+                }
+            }
+        }
         parts
+    }
+}
+
+/// Returns a part whose owner is unknown.
+fn unowned(name: &str, path: PathBuf) -> Part {
+    Part {
+        name: name.into(),
+        about: String::new(),
+        paths: vec![path],
+        links: Vec::new(),
+        phase: Phase::Files,
+        is_required: false,
+        needs_all: false,
+        owner: None,
+        exclude: Vec::new(),
     }
 }
 

@@ -4,7 +4,8 @@ use super::{Visited, owner_and_mode};
 use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmod, chownat, fstat, openat};
 use rustix::process::{Gid, Uid};
-use std::fs::File;
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
 use std::io::{self, BufWriter};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -28,6 +29,26 @@ pub struct Repaired {
     pub examples: Vec<String>,
     /// Paths that could not be changed, with reasons.
     pub failed: Vec<(PathBuf, io::Error)>,
+    /// Number of directories that could not be listed.
+    pub unlisted: u64,
+    /// Names of files with several names.
+    pub(super) names: LinkNames,
+}
+
+/// Files with several names, by device and inode: how many of the names were met.
+#[derive(Debug, Default)]
+pub(super) struct LinkNames(HashMap<(u64, u64), u64>);
+
+impl LinkNames {
+    fn key(metadata: &Metadata) -> (u64, u64) {
+        (metadata.dev(), metadata.ino())
+    }
+
+    /// Returns true if a file has a name that was not met. It may belong to somebody else there.
+    fn has_others(&self, metadata: &Metadata) -> bool {
+        let met = self.0.get(&Self::key(metadata)).copied().unwrap_or_default();
+        !metadata.is_dir() && metadata.nlink() > met.max(1)
+    }
 }
 
 /// A repair under way. Every pass looks at the same paths.
@@ -35,6 +56,8 @@ pub(super) struct Repair<'a> {
     /// Rules that replace the needs of the product.
     rules: Option<&'a OwnerMap>,
     pass: Pass,
+    /// Names that an earlier pass met; empty in the first pass.
+    names: LinkNames,
     pub(super) repaired: Repaired,
 }
 
@@ -63,21 +86,33 @@ fn unwritten(file: &Path, source: io::Error) -> Error {
 }
 
 impl<'a> Repair<'a> {
-    pub(super) fn begin(rules: Option<&'a OwnerMap>, pass: Pass) -> Repair<'a> {
-        Repair { rules, pass, repaired: Repaired::default() }
+    pub(super) fn begin(rules: Option<&'a OwnerMap>, pass: Pass, names: LinkNames) -> Repair<'a> {
+        Repair { rules, pass, names, repaired: Repaired::default() }
     }
 
     /// Handles a path. Parents come before their content.
     pub(super) fn visit(&mut self, visited: &Visited<'_>) -> Result<()> {
         let before = owner_and_mode(visited.metadata);
-        let wanted = match self.rules {
+        let mut wanted = match self.rules {
             Some(rules) => by_rules(rules, visited, before),
             None => visited.wanted,
         };
         self.repaired.looked_at += 1;
+        if !visited.metadata.is_dir() && visited.metadata.nlink() > 1 {
+            *self.repaired.names.0.entry(LinkNames::key(visited.metadata)).or_default() += 1;
+        }
+        if before != wanted && self.names.has_others(visited.metadata) {
+            wanted = before;
+            let error = io::Error::other("it has another name outside of these directories");
+            self.repaired.failed.push((visited.path.to_owned(), error));
+        }
         if let Pass::Record(file, recorder) = &mut self.pass {
             let path = visited.path.strip_prefix("/").unwrap_or(visited.path);
-            let added = recorder.add(path.as_os_str().as_bytes(), kind(visited), before, wanted);
+            let (path, kind) = (path.as_os_str().as_bytes(), kind(visited));
+            let added = match visited.is_alone {
+                true => recorder.add_alone(path, kind, before, wanted),
+                false => recorder.add(path, kind, before, wanted),
+            };
             added.map_err(|error| unwritten(file, error))?;
         }
         if before == wanted {

@@ -6,6 +6,9 @@ use crate::plan::Part;
 use std::path::PathBuf;
 use store::glob::escape;
 
+/// Rules that change nothing, for a part within another one.
+const KEPT: &str = "user 0-4294967294 -> +0\ngroup 0-4294967294 -> +0\nmode a+\n";
+
 /// Returns the account that owns the repositories, or else the uploaded files.
 pub fn main_account(parts: &[Part]) -> Option<String> {
     let of = |name: &str| parts.iter().find(|part| part.name == name)?.owner.clone();
@@ -20,7 +23,6 @@ pub fn rules(parts: &[Part]) -> Vec<u8> {
     all.sort_by_key(|(_, path)| std::cmp::Reverse(path.components().count()));
     let mut text = Vec::new();
     for (part, path) in all {
-        let Some(owner) = part.owner.as_deref() else { continue };
         let mut section = |form: &str, below: &[u8], lines: &str| {
             text.extend([b"[", form.as_bytes(), b" \"", &escape(path), below, b"\"]\n"].concat());
             text.extend(lines.as_bytes());
@@ -36,6 +38,10 @@ pub fn rules(parts: &[Part]) -> Vec<u8> {
             let setgid = Expected::is_storage(part).then(|| "Dg+s".to_owned());
             let all: Vec<String> = prefixed.chain(setgid).collect();
             format!("mode {}\n", all.join(","))
+        };
+        let Some(owner) = part.owner.as_deref() else {
+            section("path", b"", KEPT);
+            continue;
         };
         let common = [Paths::All, Paths::Dirs, Paths::Files];
         let concerns =

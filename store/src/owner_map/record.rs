@@ -68,20 +68,27 @@ impl<W: Write> Recorder<W> {
         self.leave(|dir| !is_within(path, dir))?;
         self.changed += u64::from(before != after);
         let is_dir = kind == EntryKind::Directory;
-        // Symbolic links have no mode.
-        let mode = (kind != EntryKind::Symlink)
-            .then(|| (before.mode != after.mode).then_some(before.mode));
-        let undo = Undo {
-            users: [(after.uid, before.uid)].into(),
-            groups: [(after.gid, before.gid)].into(),
-            dir_mode: mode.filter(|_| is_dir),
-            file_mode: mode.filter(|_| !is_dir),
-        };
+        let undo = Undo::of(kind, before, after);
         if is_dir {
             self.dirs.push(Dir { path: path.to_vec(), undo });
             return Ok(());
         }
         self.merge(path, undo)
+    }
+
+    /// Adds a path whose content is not added, at any time. Its rules hold for it alone.
+    pub fn add_alone(
+        &mut self,
+        path: &[u8],
+        kind: EntryKind,
+        before: OwnerAndMode,
+        after: OwnerAndMode,
+    ) -> io::Result<()> {
+        if before == after {
+            return Ok(());
+        }
+        self.changed += 1;
+        self.write("exact", path, &Undo::of(kind, before, after))
     }
 
     /// Writes the rest. Returns the number of changed paths.
@@ -106,18 +113,20 @@ impl<W: Write> Recorder<W> {
                 dir.undo.add(undo);
                 Ok(())
             }
-            // Nothing around it has rules that this path would have to override.
-            None if undo.is_empty() => Ok(()),
-            _ => self.write(path, &undo),
+            // Unchanged ones, too: a directory around it may come later.
+            _ => self.write("path", path, &undo),
         }
     }
 
-    fn write(&mut self, path: &[u8], undo: &Undo) -> io::Result<()> {
+    fn write(&mut self, form: &str, path: &[u8], undo: &Undo) -> io::Result<()> {
         let place = self.top.join(std::ffi::OsStr::from_bytes(path));
-        if place.as_os_str().as_bytes().contains(&b'\n') {
-            return Err(io::Error::other(format!("{place:?} contains a line break")));
+        let mut pattern = escape(&place);
+        // A line cannot contain a line break; `?` matches it.
+        pattern.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b'?');
+        if pattern == b"/" {
+            pattern.extend(b"**");
         }
-        self.out.write_all(&[b"[path \"", &escape(&place)[..], b"\"]\n"].concat())?;
+        self.out.write_all(&[b"[", form.as_bytes(), b" \"", &pattern, b"\"]\n"].concat())?;
         for (word, all) in [("user", &undo.users), ("group", &undo.groups)] {
             for (now, before) in all {
                 writeln!(self.out, "{word} {now} -> {before}")?;
@@ -140,13 +149,17 @@ impl<W: Write> Recorder<W> {
 }
 
 impl Undo {
-    fn is_empty(&self) -> bool {
-        let is_same = |all: &BTreeMap<u32, u32>| all.iter().all(|(now, before)| now == before);
-        let keeps = |mode: Option<Option<u32>>| mode.flatten().is_none();
-        is_same(&self.users)
-            && is_same(&self.groups)
-            && keeps(self.dir_mode)
-            && keeps(self.file_mode)
+    fn of(kind: EntryKind, before: OwnerAndMode, after: OwnerAndMode) -> Undo {
+        let is_dir = kind == EntryKind::Directory;
+        // Symbolic links have no mode.
+        let mode = (kind != EntryKind::Symlink)
+            .then(|| (before.mode != after.mode).then_some(before.mode));
+        Undo {
+            users: [(after.uid, before.uid)].into(),
+            groups: [(after.gid, before.gid)].into(),
+            dir_mode: mode.filter(|_| is_dir),
+            file_mode: mode.filter(|_| !is_dir),
+        }
     }
 
     fn accepts(&self, other: &Undo) -> bool {

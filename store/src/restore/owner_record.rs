@@ -19,6 +19,12 @@ impl OwnerRecord {
     pub(super) fn begin(file: &Path, target: &Path) -> Result<OwnerRecord> {
         let begin = || {
             let top = target.canonicalize()?;
+            let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+            if top != Path::new("/")
+                && dir.unwrap_or(Path::new(".")).canonicalize()?.starts_with(&top)
+            {
+                return Err(io::Error::other("it would be inside the target of the restore"));
+            }
             Recorder::new(&top, BufWriter::new(File::create_new(file)?))
         };
         let recorder = begin().map_err(|error| failed(file, error))?;

@@ -36,6 +36,20 @@ const LAST_TIMES: [i64; 5] =
 /// HFS+, of FAT.
 const TIME_STEPS: [i128; 5] = [100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000];
 
+/// Prefixes of attributes that a kernel or a file system sets by itself, or that new files inherit.
+const OF_SYSTEMS: [&[u8]; 10] = [
+    b"system.",
+    b"security.selinux",
+    b"security.ima",
+    b"security.evm",
+    b"btrfs.",
+    b"trusted.lov",
+    b"trusted.lma",
+    b"trusted.link",
+    b"trusted.gfid",
+    b"trusted.glusterfs.",
+];
+
 /// Permissions that an owner needs to work in a directory.
 pub(super) const OWNER_ALL: u32 = 0o700;
 
@@ -95,7 +109,9 @@ impl<'a> Metadata<'a> {
         let gone = present.iter().filter(move |(name, _)| {
             self.is_complete && is_ours_to_remove(name) && !has(self.xattrs, name)
         });
-        let set = self.xattrs.iter().filter(|xattr| !present.contains(xattr));
+        // Other programs and older snapshots may have stored these.
+        let wanted = self.xattrs.iter().filter(|(name, _)| !name.starts_with(source::XFS_ACLS));
+        let set = wanted.filter(|xattr| !present.contains(xattr));
         let set = set.map(|(name, value)| (&name[..], Some(&value[..])));
         gone.map(|(name, _)| (&name[..], None)).chain(set)
     }
@@ -186,7 +202,11 @@ impl Target {
         }
         let wanted = self.rights.given_mode(owner, metadata);
         if owner != (stat.uid, stat.gid) {
-            self.check_heeded(Setting::Owner, node, stat, |now| {
+            let setting = match self.verifies_owners {
+                true => Setting::OwnerOf(owner.0, owner.1),
+                false => Setting::Owner,
+            };
+            self.check_heeded(setting, node, stat, |now| {
                 let is_set = (now.uid, now.gid) == owner;
                 self.owner_denied.fetch_add(u64::from(!is_set), Ordering::Relaxed);
                 is_set
@@ -238,8 +258,7 @@ impl Target {
         is_set: impl FnOnce(&Stat) -> bool,
     ) {
         let key = (stat.device, setting);
-        let is_verified = setting == Setting::Owner && self.verifies_owners;
-        if (is_verified || !self.heeded.lock().contains(&key))
+        if !self.heeded.lock().contains(&key)
             && source::stat_open(node.fd).is_ok_and(|now| is_set(&now))
         {
             self.heeded.lock().insert(key);
@@ -389,7 +408,7 @@ impl Node<'_> {
 /// Returns true for attributes that users set. Systems set the others by themselves.
 fn is_ours_to_remove(name: &[u8]) -> bool {
     let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
-    is_acl || !(name.starts_with(b"system.") || name == b"security.selinux")
+    is_acl || !OF_SYSTEMS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Returns true if a file has this time, as far as its file system can hold it.
