@@ -12,6 +12,8 @@ mod damage;
 mod databases;
 /// A GitLab in containers.
 mod docker_gitlab;
+/// Restores into scratch space that prove a snapshot.
+mod drill;
 /// Kills, full disks, errors, locks and interrupts.
 mod faults;
 /// A restore reproduces everything that a file system stores.

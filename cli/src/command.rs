@@ -6,6 +6,7 @@ mod completions;
 mod config;
 mod detect;
 mod diff;
+mod drill;
 mod dump;
 mod find;
 mod in_place;
@@ -181,6 +182,7 @@ pub enum Command {
     Restore(restore::Restore),
     Dump(dump::Dump),
     Check(check::Check),
+    Drill(drill::Drill),
     Index(index::Index),
     Stats(stats::Stats),
     Inspect(inspect::Inspect),
@@ -232,6 +234,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Restore(command) => command.run(global, ui),
         Command::Dump(command) => command.run(global, ui),
         Command::Check(command) => command.run(global, ui),
+        Command::Drill(command) => command.run(global, ui),
         Command::Index(command) => command.run(global, ui),
         Command::Stats(command) => command.run(global, ui),
         Command::Inspect(command) => command.run(global, ui),

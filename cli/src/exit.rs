@@ -295,6 +295,9 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             "correct the file; `forgekeep config check` shows the plan".into()
         }
         E::NoFreeSpace { .. } => "nothing was stopped or started; make space there".into(),
+        E::ScratchDenied { .. } => {
+            "give --scratch DIR, a directory that every user may enter, such as /var/tmp".into()
+        }
         E::Record { instance, .. } => format!(
             "start the services by hand, then drop the record with `forgekeep recover --forget --instance {instance}`"
         ),

@@ -4,7 +4,7 @@ use crate::report::{mode, utc_time};
 use crate::run_id::RunId;
 use crate::run_record::RunRecord;
 use forge::catalogue::Project;
-use forge::check::Check;
+use forge::check::{Check, Verdict};
 use forge::manifest::Manifest;
 use forge::plan::{Absent, Database, Part, Product, SkippedPath};
 use forge::service::step::Step;
@@ -44,7 +44,7 @@ lines! {
     "all commands" "exit_error" ExitError<'_>,
     "backup" "summary" RunRecord,
     "backup, inspect" "missing_part" Absent,
-    "backup, inspect" "check" Check,
+    "backup, inspect, drill" "check" Check,
     "check" "damage" DamagedObject<'_>,
     "check" "loss" LostPath<'_>,
     "check" "summary" CheckSummary<'_>,
@@ -53,6 +53,8 @@ lines! {
     "detect" "detected" Detected<'_>,
     "diff" "change" Changed<'_>,
     "diff" "statistics" DiffSummary,
+    "drill" "repository" DrilledRepository<'_>,
+    "drill" "summary" DrillSummary<'_>,
     "find" "match" Match,
     "find" "summary" FindSummary,
     "index rebuild" "summary" IndexSummary,
@@ -620,6 +622,53 @@ pub struct RepairedOwners<'a> {
     pub undo: Option<&'a str>,
     /// True if nothing was changed because of `--dry-run`.
     pub dry_run: bool,
+}
+
+/// A repository that a drill could not restore and examine without fault.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DrilledRepository<'a> {
+    /// Project that needs the repository.
+    pub project: &'a str,
+    /// Path of the repository in the snapshot.
+    pub path: &'a str,
+    /// `failed` for a fault, `unknown` if it could not be examined.
+    pub verdict: Verdict,
+    /// The fault, or the reason.
+    pub reason: &'a str,
+}
+
+/// Result of a drill.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DrillSummary<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// Start of the backup that made the snapshot.
+    pub snapshot_time: String,
+    /// Worst verdict of the checks.
+    pub verdict: Verdict,
+    /// Number of projects in the sample.
+    pub projects: u64,
+    /// Number of projects in the snapshot.
+    pub total_projects: u64,
+    /// Number of repositories examined without fault.
+    pub repositories_ok: u64,
+    /// Number of repositories with a fault.
+    pub repositories_failed: u64,
+    /// Number of repositories that could not be examined.
+    pub repositories_unknown: u64,
+    /// Number of references that were compared.
+    pub references: u64,
+    /// Number of restored bytes.
+    pub bytes_restored: u64,
+    /// Age of the snapshot at the start of the drill, in seconds: a loss now would cost this much
+    /// time (RPO).
+    pub rpo_seconds: u64,
+    /// Duration of the restore in seconds (RTO of the sample).
+    pub rto_seconds: f64,
+    /// Duration of the drill in seconds.
+    pub seconds_elapsed: f64,
 }
 
 /// Result of a restore.

@@ -166,6 +166,14 @@ pub enum Error {
         /// Free space in bytes.
         left: u64,
     },
+    /// The user that examines restored data may not enter the scratch directory.
+    #[error("user {user} may not enter {}", dir.display())]
+    ScratchDenied {
+        /// Directory for scratch data.
+        dir: PathBuf,
+        /// Name of the user.
+        user: String,
+    },
     /// A secret could not be read.
     #[error(transparent)]
     Secret(#[from] SecretError),

@@ -40,6 +40,8 @@ pub mod kind;
 
 pub mod overrides;
 
+pub mod drill;
+
 pub mod recovery;
 
 pub mod session;

@@ -322,19 +322,32 @@ impl Limit {
     pub const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 }
 
-impl<'de> Deserialize<'de> for Limit {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Limit, D::Error> {
-        let text = String::deserialize(from)?;
-        let wrong = || {
-            serde::de::Error::custom(format!(
-                "`{text}` is not a duration such as \"90s\", \"5m\" or \"2h\""
-            ))
-        };
+impl Limit {
+    /// Parses a duration.
+    pub fn parse(text: &str) -> Result<Limit, WrongLimit> {
+        let wrong = || WrongLimit::NotADuration(text.to_owned());
         let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
         let limit = Duration::try_from(span).map_err(|_| wrong())?;
         if limit > Limit::MAX {
-            return Err(serde::de::Error::custom(format!("`{text}` is more than 365 days")));
+            return Err(WrongLimit::TooLong(text.to_owned()));
         }
         if limit.is_zero() { Err(wrong()) } else { Ok(Limit(limit)) }
+    }
+}
+
+/// Reason why a text is not a limit.
+#[derive(Debug, thiserror::Error)]
+pub enum WrongLimit {
+    /// The text cannot be parsed, or is not positive.
+    #[error("`{0}` is not a duration such as \"90s\", \"5m\" or \"2h\"")]
+    NotADuration(String),
+    /// The duration is longer than [`Limit::MAX`].
+    #[error("`{0}` is more than 365 days")]
+    TooLong(String),
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Limit, D::Error> {
+        Limit::parse(&String::deserialize(from)?).map_err(serde::de::Error::custom)
     }
 }

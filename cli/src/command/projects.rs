@@ -87,27 +87,37 @@ impl Projects {
 
     fn read(&self, store: &Store, selector: &Selector) -> Result<Read, Failure> {
         let Found { id, snapshot, is_sure } = select::find(store, selector, &self.filter)?;
-        let name = "projects.jsonl";
-        let text = instance::kept(store, &snapshot, name)?.ok_or_else(|| {
+        let projects = catalogue(store, &id, &snapshot)?.ok_or_else(|| {
             let hint =
                 "only backups of a GitLab instance have one; `forgekeep snapshots` lists them";
             with_hint(format!("snapshot {} has no catalogue of projects", id.short()), hint)
         })?;
         let places = Places::read(store, &id, &snapshot)?;
-        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let projects: Result<_, Failure> = lines
-            .map(|line| {
-                let wrong = |error| {
-                    crate::exit::other(format!(
-                        "cannot read {name} of snapshot {}: {error}",
-                        id.short()
-                    ))
-                };
-                serde_json::from_slice(line).map_err(wrong)
-            })
-            .collect();
-        Ok(Read { id, is_sure, projects: projects?, places })
+        Ok(Read { id, is_sure, projects, places })
     }
+}
+
+/// Returns the projects of a snapshot; `None` if it has no catalogue.
+pub fn catalogue(
+    store: &Store,
+    id: &SnapshotId,
+    snapshot: &Snapshot,
+) -> Result<Option<Vec<Project>>, Failure> {
+    let name = "projects.jsonl";
+    let Some(text) = instance::kept(store, snapshot, name)? else { return Ok(None) };
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let projects: Result<_, Failure> = lines
+        .map(|line| {
+            let wrong = |error| {
+                crate::exit::other(format!(
+                    "cannot read {name} of snapshot {}: {error}",
+                    id.short()
+                ))
+            };
+            serde_json::from_slice(line).map_err(wrong)
+        })
+        .collect();
+    projects.map(Some)
 }
 
 /// The catalogue of a snapshot.
@@ -120,11 +130,11 @@ struct Read {
 }
 
 /// Directories of the storages in a snapshot, by the names of their parts.
-struct Places(BTreeMap<String, String>);
+pub struct Places(BTreeMap<String, String>);
 
 impl Places {
     /// Older snapshots may lack them.
-    fn read(store: &Store, id: &SnapshotId, snapshot: &Snapshot) -> Result<Places, Failure> {
+    pub fn read(store: &Store, id: &SnapshotId, snapshot: &Snapshot) -> Result<Places, Failure> {
         let manifest = instance::manifest(store, id, snapshot)?;
         let parts = manifest.map(|manifest| manifest.parts).unwrap_or_default();
         let place =
@@ -133,12 +143,12 @@ impl Places {
     }
 
     /// The absolute path of the repository of a project.
-    fn of(&self, project: &Project) -> Option<String> {
+    pub fn of(&self, project: &Project) -> Option<String> {
         project.place.clone().or_else(|| self.below(project, &project.repository))
     }
 
     /// The absolute path of something in the storage of a project.
-    fn below(&self, project: &Project, path: &str) -> Option<String> {
+    pub fn below(&self, project: &Project, path: &str) -> Option<String> {
         let dir = self.0.get(&forge::kind::gitlab::repositories::part(&project.storage))?;
         Some(format!("{}/{path}", dir.trim_end_matches('/')))
     }

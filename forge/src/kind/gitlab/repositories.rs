@@ -6,6 +6,7 @@ mod config;
 mod git;
 mod loose;
 mod objects;
+pub mod reference_names;
 mod reftable;
 mod whole;
 

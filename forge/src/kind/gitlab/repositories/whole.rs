@@ -495,7 +495,7 @@ fn head_branch(content: &[u8]) -> Option<&str> {
     std::str::from_utf8(name).ok().filter(|name| name.starts_with("refs/") && !name.contains('\0'))
 }
 
-fn is_id(text: &[u8]) -> bool {
+pub(super) fn is_id(text: &[u8]) -> bool {
     [40, 64].contains(&text.len()) && text.iter().all(u8::is_ascii_hexdigit)
 }
 
@@ -505,7 +505,7 @@ fn is_reference(content: &[u8]) -> bool {
 }
 
 /// Returns the id at the beginning of a reference.
-fn id_of(content: &[u8]) -> Option<String> {
+pub(super) fn id_of(content: &[u8]) -> Option<String> {
     let id = content.split(u8::is_ascii_whitespace).next().filter(|id| is_id(id))?;
     String::from_utf8(id.to_ascii_lowercase()).ok()
 }

@@ -1,0 +1,512 @@
+use super::Global;
+use super::instance::{self, ConfigFile};
+use super::projects::{self, Places};
+use crate::exit::{Failure, other, with_hint};
+use crate::json::{DrillSummary, DrilledRepository};
+use crate::report::{count, local_time, now, size, utc_time};
+use crate::select::{self, Found};
+use crate::ui::Ui;
+use clap::Args;
+use forge::catalogue::Project;
+use forge::check::{Check, Verdict};
+use forge::drill::Scratch;
+use forge::drill::git::{Finding, Git};
+use forge::kind::gitlab::repositories::reference_names;
+use forge::view::View;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use store::backup::tree_path;
+use store::glob::Globs;
+use store::id::ChunkId;
+use store::owner_map::{OwnerMap, SystemAccounts, Unmatched};
+use store::restore::Options;
+use store::skipped::Spared;
+use store::store::{Purpose, Store};
+use store::tree::TreeReader;
+
+/// Space that a file or directory takes besides its content, in bytes.
+const ENTRY_BYTES: u64 = 4096;
+
+/// Prove that a snapshot of an instance can be restored
+///
+/// A drill restores a random sample of projects with their wikis, designs and pools into scratch
+/// space, and removes it at the end. `git fsck` checks all objects of each repository. The references of
+/// each are compared with those in the snapshot. As root, git runs as user nobody. The exit code is 3
+/// if a repository has a fault.
+///
+/// The drill needs no running instance, and changes neither the instance nor its snapshots.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep drill gitlab
+  forgekeep drill gitlab latest~1 --sample 100 --scratch /mnt/scratch
+  forgekeep drill gitlab --whole --time-limit 12h")]
+pub struct Drill {
+    /// Name of the instance
+    #[arg(value_name = "NAME")]
+    instance: String,
+    /// Id or unique prefix, `latest` or `latest~N`
+    #[arg(default_value = "latest")]
+    snapshot: String,
+    /// Number of projects to restore, taken at random
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    sample: usize,
+    /// Restore all projects
+    #[arg(long, conflicts_with = "sample")]
+    whole: bool,
+    /// Directory for restored data; needs space for the sample
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    scratch: PathBuf,
+    /// Longest duration, such as 30m or 2h; the rest of the sample is skipped
+    #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = duration)]
+    time_limit: Duration,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Drill {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        // A machine that only tests snapshots may have no configuration.
+        let place = match &global.store {
+            Some(place) => place.clone(),
+            None => instance::place_of(&self.config.read()?, &self.instance, global)?,
+        };
+        let (store, watch) = super::open(&place, ui, Purpose::Read, "drill")?;
+        // A second signal must not leave scratch data behind.
+        ui.hold();
+        let done = self.drill(&store);
+        watch.end();
+        self.show(ui, &done?)
+    }
+
+    fn drill(&self, store: &Store) -> Result<Done, Failure> {
+        let (started, begin) = (Instant::now(), now());
+        let Found { id, snapshot, is_sure } =
+            select::find_of_instance(store, &self.snapshot, &self.instance)?;
+        let projects = projects::catalogue(store, &id, &snapshot)?.ok_or_else(|| {
+            let hint = "only backups of a GitLab instance have one; `forgekeep check --read-data` \
+                        verifies the data of all snapshots";
+            with_hint(format!("snapshot {} has no catalogue of projects", id.short()), hint)
+        })?;
+        let places = Places::read(store, &id, &snapshot)?;
+        let total = projects.len();
+        let copied: Vec<Project> =
+            projects.into_iter().filter(|project| project.is_copied).collect();
+        let absent = total - copied.len();
+        let number = if self.whole { copied.len() } else { self.sample };
+        let projects = sample(copied, number)?;
+        let root = snapshot.root.chunk();
+        let progress = store.observer().progress();
+        let scratch = Scratch::make(&self.scratch, progress)?;
+        let git = Git::find(&scratch, progress).ok_or_else(|| {
+            with_hint("git is not installed, so no repository can be examined", "install git")
+        })?;
+        let deadline = started + self.time_limit;
+        let mut work = Work {
+            store,
+            root,
+            scratch: &scratch,
+            git,
+            options: options(&scratch)?,
+            deadline,
+            repositories: repositories(&projects, &places),
+            bytes_restored: 0,
+        };
+        self.check_space(&work)?;
+        let restoring = Instant::now();
+        work.restore()?;
+        let rto = restoring.elapsed();
+        work.examine()?;
+        let (repositories, bytes_restored) = (work.repositories, work.bytes_restored);
+        let age = begin.seconds.saturating_sub(snapshot.start.seconds);
+        Ok(Done {
+            snapshot: id.to_string(),
+            snapshot_time: snapshot.start.into(),
+            is_sure,
+            projects: projects.len(),
+            total,
+            absent,
+            check: check(&repositories, projects.len(), total),
+            repositories,
+            bytes_restored,
+            age: Duration::from_secs(u64::try_from(age).unwrap_or_default()),
+            rto,
+            elapsed: started.elapsed(),
+        })
+    }
+
+    /// Fails if the sample does not fit into the scratch space.
+    fn check_space(&self, work: &Work<'_>) -> Result<(), Failure> {
+        let mut needed = 0_u64;
+        for repository in &work.repositories {
+            for entry in TreeReader::within(&work.root, &repository.tree_path(), work.store) {
+                work.store.observer().progress().check()?;
+                // A lost part of the tree needs no space; the restore reports it.
+                let size = entry.map_or(0, |entry| entry.size);
+                needed = needed.saturating_add(size).saturating_add(ENTRY_BYTES);
+            }
+        }
+        let free = work.scratch.free_bytes()?;
+        if needed <= free {
+            return Ok(());
+        }
+        let message = format!(
+            "the sample needs {} of scratch space, and {} has {}",
+            size(needed),
+            self.scratch.display(),
+            size(free)
+        );
+        Err(with_hint(message, "give a directory with more space (--scratch), or a lower --sample"))
+    }
+
+    fn show(&self, ui: &Ui, done: &Done) -> Result<(), Failure> {
+        let shown = self.print(ui, done);
+        // The exit code must be right even if printing the result failed.
+        let is_good = done.check.verdict == Verdict::Ok;
+        if is_good && done.is_sure { shown } else { Err(Failure::Partial) }
+    }
+
+    fn print(&self, ui: &Ui, done: &Done) -> Result<(), Failure> {
+        let counts = Counts::of(&done.repositories);
+        for repository in &done.repositories {
+            let (verdict, reason) = match &repository.finding {
+                Some(Finding::Sound(_)) => continue,
+                Some(Finding::Faulty(reason)) => (Verdict::Failed, &reason[..]),
+                Some(Finding::Unknown(reason)) => (Verdict::Unknown, &reason[..]),
+                None => (Verdict::Unknown, OUT_OF_TIME),
+            };
+            let Repository { project, path, .. } = repository;
+            ui.json(&DrilledRepository { project, path, verdict, reason })?;
+            let word = if verdict == Verdict::Failed { "faulty" } else { "not examined" };
+            ui.line(format!("{word}: {project}: {path}: {reason}"))?;
+        }
+        instance::show_findings(ui, &[], std::slice::from_ref(&done.check))?;
+        if done.absent > 0 {
+            let projects = count(done.absent as u64, "project");
+            ui.remark(format!("{projects} without a repository in the snapshot were left out"))?;
+        }
+        ui.json(&DrillSummary {
+            instance: &self.instance,
+            snapshot: done.snapshot.clone(),
+            snapshot_time: utc_time(done.snapshot_time),
+            verdict: done.check.verdict,
+            projects: done.projects as u64,
+            total_projects: done.total as u64,
+            repositories_ok: counts.sound,
+            repositories_failed: counts.faulty,
+            repositories_unknown: counts.unknown,
+            references: counts.references,
+            bytes_restored: done.bytes_restored,
+            rpo_seconds: done.age.as_secs(),
+            rto_seconds: done.rto.as_secs_f64(),
+            seconds_elapsed: done.elapsed.as_secs_f64(),
+        })?;
+        ui.remark(format!(
+            "restored {} in {:.1} s; the snapshot of {} was {} old; drill took {:.1} s",
+            size(done.bytes_restored),
+            done.rto.as_secs_f64(),
+            local_time(done.snapshot_time),
+            age(done.age),
+            done.elapsed.as_secs_f64()
+        ))?;
+        let short = &done.snapshot[..8];
+        ui.line(match done.check.verdict {
+            Verdict::Ok => format!("{}: drill of snapshot {short} passed", self.instance),
+            Verdict::Unknown => {
+                format!("{}: drill of snapshot {short} is NOT COMPLETE", self.instance)
+            }
+            _ => format!("{}: drill of snapshot {short} FAILED", self.instance),
+        })
+    }
+}
+
+/// Reason for a repository that was not reached.
+const OUT_OF_TIME: &str = "the time limit was reached";
+
+/// A repository of the sample.
+struct Repository {
+    /// Project that needs it.
+    project: String,
+    /// Absolute path in the snapshot.
+    path: String,
+    is_restored: bool,
+    /// `None` if it was not examined.
+    finding: Option<Finding>,
+}
+
+impl Repository {
+    fn tree_path(&self) -> Vec<u8> {
+        tree_path(Path::new(&self.path))
+    }
+}
+
+/// A drill at work.
+struct Work<'a> {
+    store: &'a Store,
+    root: ChunkId,
+    scratch: &'a Scratch,
+    git: Git<'a>,
+    options: Options,
+    deadline: Instant,
+    repositories: Vec<Repository>,
+    bytes_restored: u64,
+}
+
+impl Work<'_> {
+    /// Restores the sample.
+    fn restore(&mut self) -> Result<(), Failure> {
+        for repository in &mut self.repositories {
+            if Instant::now() >= self.deadline {
+                break;
+            }
+            let (from, target) = (repository.tree_path(), self.scratch.place(&repository.path));
+            let restored =
+                store::restore::restore(self.store, &self.root, &from, &target, &self.options);
+            repository.finding = match restored {
+                Err(error) if is_damage(&error) => Some(Finding::Faulty(error.to_string())),
+                Err(error) => return Err(error.into()),
+                Ok(report) => {
+                    self.bytes_restored += report.bytes_restored;
+                    let denied = self.scratch.user().map_or(0, |_| report.owner_denied);
+                    if report.selected == 0 {
+                        Some(Finding::Faulty("it is not in the snapshot".into()))
+                    } else if report.failed > 0 {
+                        let paths = count(report.failed, "path");
+                        Some(Finding::Faulty(format!("{paths} could not be restored")))
+                    } else if denied > 0 {
+                        let reason = "the scratch directory does not keep owners";
+                        Some(Finding::Unknown(reason.into()))
+                    } else {
+                        None
+                    }
+                }
+            };
+            repository.is_restored = true;
+        }
+        Ok(())
+    }
+
+    /// Examines the restored repositories.
+    fn examine(&mut self) -> Result<(), Failure> {
+        let view = View::Tree { store: self.store, root: self.root };
+        for repository in &mut self.repositories {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            if !repository.is_restored || repository.finding.is_some() {
+                continue;
+            }
+            let wanted = reference_names::read(&view, Path::new(&repository.path))?;
+            let dir = self.scratch.place(&repository.path);
+            repository.finding = Some(self.git.examine(&dir, wanted.as_ref(), left)?);
+        }
+        Ok(())
+    }
+}
+
+/// Returns true if an error of a restore is the fault of the snapshot.
+fn is_damage(error: &store::Error) -> bool {
+    use store::Error as E;
+    matches!(
+        error,
+        E::SegmentDamaged { .. }
+            | E::ChunkDamaged { .. }
+            | E::ChunkMissing(_)
+            | E::Malformed { .. }
+            | E::Unfit { .. }
+    )
+}
+
+/// Result of a drill.
+struct Done {
+    snapshot: String,
+    snapshot_time: store::entry::Time,
+    is_sure: bool,
+    /// Number of projects in the sample.
+    projects: usize,
+    /// Number of projects in the snapshot.
+    total: usize,
+    /// Number of projects without a repository in the snapshot.
+    absent: usize,
+    check: Check,
+    repositories: Vec<Repository>,
+    bytes_restored: u64,
+    /// Age of the snapshot.
+    age: Duration,
+    rto: Duration,
+    elapsed: Duration,
+}
+
+/// Numbers of repositories by finding.
+#[derive(Default)]
+struct Counts {
+    sound: u64,
+    faulty: u64,
+    unknown: u64,
+    /// References of sound repositories.
+    references: u64,
+}
+
+impl Counts {
+    fn of(repositories: &[Repository]) -> Counts {
+        let mut counts = Counts::default();
+        for repository in repositories {
+            match &repository.finding {
+                Some(Finding::Sound(references)) => {
+                    counts.sound += 1;
+                    counts.references += references;
+                }
+                Some(Finding::Faulty(_)) => counts.faulty += 1,
+                Some(Finding::Unknown(_)) | None => counts.unknown += 1,
+            }
+        }
+        counts
+    }
+}
+
+/// Sums up the repositories of a sample.
+fn check(repositories: &[Repository], projects: usize, total: usize) -> Check {
+    let Counts { sound, faulty, unknown, references } = Counts::of(repositories);
+    let mut text = format!(
+        "{projects} of {}: {} without fault, {}",
+        count(total as u64, "project"),
+        count(sound, "repository"),
+        count(references, "reference")
+    );
+    if faulty > 0 {
+        text += &format!("; {faulty} faulty");
+    }
+    if unknown > 0 {
+        text += &format!("; {unknown} not examined");
+    }
+    let verdict = match (faulty, unknown, sound) {
+        (1.., _, _) => Verdict::Failed,
+        (0, 1.., _) | (0, 0, 0) => Verdict::Unknown,
+        _ => Verdict::Ok,
+    };
+    Check::new("repositories", verdict, text)
+}
+
+/// Returns the repositories of projects, each once. Pools come first, because others borrow from
+/// them.
+fn repositories(projects: &[Project], places: &Places) -> Vec<Repository> {
+    let (mut pools, mut others, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for project in projects {
+        let own = places.of(project).unwrap_or_else(|| project.repository.clone());
+        let below = |path: &String| places.below(project, path);
+        let more = [&project.wiki, &project.design].map(|path| path.as_ref().and_then(below));
+        let pool = project.pool.as_ref().and_then(below);
+        let mut add = |list: &mut Vec<Repository>, path: String| {
+            if known.insert(path.clone()) {
+                let project = project.name().into_owned();
+                list.push(Repository { project, path, is_restored: false, finding: None });
+            }
+        };
+        pool.into_iter().for_each(|path| add(&mut pools, path));
+        add(&mut others, own);
+        more.into_iter().flatten().for_each(|path| add(&mut others, path));
+    }
+    pools.append(&mut others);
+    pools
+}
+
+/// Returns the options of a restore whose result belongs to the user of the scratch space.
+fn options(scratch: &Scratch) -> Result<Options, Failure> {
+    let mut owners = OwnerMap::new(Unmatched::Unchanged, Box::new(SystemAccounts));
+    if let Some(owner) = scratch.owner() {
+        owners.add_owner("drill", owner.as_bytes())?;
+    }
+    // git must read everything, and the end of the drill removes it.
+    owners.add_mode("drill", b"u+rwX")?;
+    Ok(Options {
+        include: Globs::new([])?,
+        include_each: Vec::new(),
+        exclude: Globs::new([])?,
+        delete: false,
+        sources: Vec::new(),
+        keep: Spared::default(),
+        owners: Arc::new(owners),
+        owner_record: None,
+        is_dry: false,
+    })
+}
+
+/// Returns `number` items at random, in their order.
+fn sample<T>(all: Vec<T>, number: usize) -> Result<Vec<T>, Failure> {
+    let seed = store::random::bytes()
+        .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
+    let mut dice = u64::from_le_bytes(seed);
+    let (mut left, mut wanted) = (all.len() as u64, number.min(all.len()) as u64);
+    let mut taken = Vec::with_capacity(number.min(all.len()));
+    for item in all {
+        dice = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut roll = (dice ^ (dice >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        roll = (roll ^ (roll >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if (roll ^ (roll >> 31)) % left < wanted {
+            taken.push(item);
+            wanted -= 1;
+        }
+        left -= 1;
+    }
+    Ok(taken)
+}
+
+/// Parses a duration of the command line.
+fn duration(text: &str) -> Result<Duration, String> {
+    let limit = forge::settings::Limit::parse(text);
+    limit.map(|limit| limit.0).map_err(|error| error.to_string())
+}
+
+/// Formats the age of a snapshot.
+fn age(age: Duration) -> String {
+    match age.as_secs() / 60 {
+        minutes @ 0..120 => count(minutes, "minute"),
+        minutes @ 120..2880 => count(minutes / 60, "hour"),
+        minutes => count(minutes / 1440, "day"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_has_its_number_of_different_items() {
+        for (all, number) in [(0, 3), (3, 0), (3, 3), (3, 9), (100, 20)] {
+            let mut taken = sample((0..all).collect(), number).expect("random numbers");
+            assert_eq!(taken.len(), number.min(all), "{number} of {all}");
+            taken.dedup();
+            assert_eq!(taken.len(), number.min(all));
+        }
+        // Every item is taken sooner or later.
+        let mut seen = BTreeSet::new();
+        for _ in 0..1000 {
+            seen.extend(sample((0..4).collect(), 1).expect("random numbers"));
+        }
+        assert_eq!(seen.len(), 4);
+    }
+
+    #[test]
+    fn only_a_drill_that_examined_everything_passes() {
+        let of = |findings: &[Option<Finding>]| {
+            let findings = findings.iter().cloned();
+            let repositories: Vec<Repository> = findings
+                .map(|finding| Repository {
+                    project: "p".into(),
+                    path: "/p".into(),
+                    is_restored: true,
+                    finding,
+                })
+                .collect();
+            check(&repositories, 1, 1).verdict
+        };
+        let (sound, faulty) = (Some(Finding::Sound(1)), Some(Finding::Faulty("x".into())));
+        assert_eq!(of(&[sound.clone(), sound.clone()]), Verdict::Ok);
+        assert_eq!(of(&[sound.clone(), None]), Verdict::Unknown);
+        assert_eq!(of(&[sound, None, faulty]), Verdict::Failed);
+        assert_eq!(of(&[]), Verdict::Unknown);
+    }
+}

@@ -1,0 +1,154 @@
+//! Drills: scratch space for a restore, and examination of the restored copy.
+//!
+//! Programs that read restored data run as an unprivileged user, because the store may be hostile.
+
+pub mod git;
+
+use crate::error::{Error, Result};
+use crate::process::Command;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use store::observe::Progress;
+
+/// Start of the names of scratch directories.
+const PREFIX: &str = "forgekeep-drill-";
+/// User without rights that every system has.
+const NOBODY: &str = "nobody";
+
+/// Private directory that is removed with its content when it is dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Directory of the restored data; it belongs to `user`.
+    work: PathBuf,
+    /// User that examines the data; our own if not given.
+    user: Option<nix::unistd::User>,
+    // In drop order: nobody removes a directory that is locked.
+    _dir: tempfile::TempDir,
+    _lock: File,
+}
+
+impl Scratch {
+    /// Makes a directory below `parent`. Removes those that killed drills left there.
+    pub fn make(parent: &Path, progress: &Progress) -> Result<Scratch> {
+        let failed = |source| Error::Write { path: parent.to_owned(), source };
+        let parent = parent.canonicalize().map_err(failed)?;
+        remove_stale(&parent);
+        let user = nix::unistd::geteuid().is_root().then(|| nix::unistd::User::from_name(NOBODY));
+        let user = user.and_then(|found| found.ok().flatten());
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(failed)?;
+        let lock = lock(dir.path()).map_err(failed)?;
+        let work = dir.path().join("work");
+        let make = || {
+            std::fs::DirBuilder::new().mode(0o700).create(&work)?;
+            if let Some(user) = &user {
+                // The user may pass the outer directory, and not change it.
+                std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
+                chown(&work, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+            }
+            Ok(())
+        };
+        make().map_err(failed)?;
+        let scratch = Scratch { work, user, _dir: dir, _lock: lock };
+        if let Some(user) = scratch.user() {
+            let words = ["test", "-w", scratch.text()?];
+            match Command::new(words).by(Some(user)).output(progress) {
+                Err(error) if error.is_interrupted() => return Err(error),
+                Err(_) => return Err(Error::ScratchDenied { dir: parent, user: user.into() }),
+                Ok(_) => {}
+            }
+        }
+        Ok(scratch)
+    }
+
+    /// Returns the directory for restored data.
+    pub fn path(&self) -> &Path {
+        &self.work
+    }
+
+    /// Returns the place of an absolute path of the snapshot.
+    pub fn place(&self, path: &str) -> PathBuf {
+        self.work.join(path.trim_start_matches('/'))
+    }
+
+    /// Returns the name of the user that examines the data; `None` for our own.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_ref().map(|user| &user.name[..])
+    }
+
+    /// Returns the owner of restored data as `USER:GROUP`; `None` for our own.
+    pub fn owner(&self) -> Option<String> {
+        self.user.as_ref().map(|user| format!("{}:{}", user.uid, user.gid))
+    }
+
+    /// Returns the number of free bytes.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let found = rustix::fs::statvfs(&self.work);
+        let failed = |error: rustix::io::Errno| Error::Read {
+            path: self.work.clone(),
+            source: error.into(),
+        };
+        found.map(|found| found.f_bavail.saturating_mul(found.f_frsize)).map_err(failed)
+    }
+
+    /// Returns the directory as an argument of a program.
+    fn text(&self) -> Result<&str> {
+        as_argument(&self.work)
+    }
+}
+
+/// Returns a path as an argument of a program.
+fn as_argument(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::Malformed {
+        path: path.to_owned(),
+        reason: "this path is not UTF-8".into(),
+    })
+}
+
+/// Opens and locks a directory. The lock ends with the process.
+fn lock(dir: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW;
+    let open = File::options().read(true).custom_flags(flags.bits() as i32).open(dir)?;
+    flock(&open, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(open)
+}
+
+/// Removes the directories of killed drills of this user. One that cannot be removed costs only
+/// space.
+fn remove_stale(parent: &Path) {
+    for item in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_scratch = item.file_name().to_string_lossy().starts_with(PREFIX);
+        let Some(lock) = is_scratch.then(|| lock(&item.path()).ok()).flatten() else { continue };
+        let own = nix::unistd::geteuid().as_raw();
+        if lock.metadata().is_ok_and(|found| found.uid() == own) {
+            let _ = std::fs::remove_dir_all(item.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_space_is_removed_even_after_a_kill() {
+        let parent = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).expect("its mode");
+        let count = || std::fs::read_dir(parent.path()).expect("lists").count();
+        let make = || Scratch::make(parent.path(), &Progress::default()).expect("scratch");
+        // A killed drill holds no lock.
+        let stale = parent.path().join(format!("{PREFIX}stale"));
+        std::fs::create_dir_all(stale.join("work/a")).expect("directories");
+        std::fs::create_dir(parent.path().join("other")).expect("a directory");
+        let first = make();
+        assert!(!stale.exists() && first.path().is_dir());
+        let second = make();
+        assert!(first.path().is_dir() && count() == 3);
+        let mode = second.path().metadata().expect("is there").mode() & 0o777;
+        assert_eq!(mode, 0o700);
+        drop((first, second));
+        assert_eq!(count(), 1);
+    }
+}

@@ -1,0 +1,192 @@
+//! Drills: restores into scratch space that prove a snapshot.
+
+use crate::support::gitlab::{self, Builder, Gitlab};
+use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
+use std::fs::Permissions;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// An instance with a snapshot, and a directory for scratch data.
+struct Bench {
+    gitlab: Gitlab,
+    sandbox: Sandbox,
+    scratch: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        need_root();
+        let gitlab = Builder::new().projects(8).build();
+        let sandbox = Sandbox::new();
+        configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+        Bench { gitlab, sandbox, scratch: gitlab::short_dir() }
+    }
+
+    fn drill(&self, arguments: &[&str]) -> Run {
+        let scratch = self.scratch.path().to_str().expect("text");
+        configured(&self.sandbox, ["drill", "forge", "--scratch", scratch]).args(arguments)
+    }
+
+    /// Runs a drill over all projects, which must leave no scratch data.
+    #[track_caller]
+    fn whole(&self, code: i32) -> Outcome {
+        let outcome = self.drill(&["--whole", "--json"]).run().ends_with(code);
+        self.assert_no_scratch();
+        outcome
+    }
+
+    #[track_caller]
+    fn assert_no_scratch(&self) {
+        assert_eq!(count(self.scratch.path()), 0, "scratch data is left");
+    }
+
+    fn repository(&self, project: u64) -> PathBuf {
+        let mut all = self.gitlab.repositories.iter();
+        all.find(|known| known.project == Some(project)).expect("is known").dir.clone()
+    }
+}
+
+fn count(dir: &Path) -> usize {
+    std::fs::read_dir(dir).expect("lists").count()
+}
+
+/// Changes a byte in the middle of a file.
+fn spoil(path: &Path) {
+    let file = std::fs::File::options().read(true).write(true).open(path).expect("opens");
+    let at = file.metadata().expect("its length").len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("reads");
+    file.write_all_at(&[byte[0] ^ 0xff], at).expect("writes");
+}
+
+/// Returns the only file below a directory with this extension.
+fn file_of(dir: &Path, extension: &str) -> PathBuf {
+    let mut all = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("is").path());
+    all.find(|path| path.extension().is_some_and(|end| end == extension)).expect("is there")
+}
+
+#[test]
+fn a_healthy_snapshot_passes_and_leaves_nothing_behind() {
+    let bench = Bench::new();
+    backup(&bench.sandbox).run().ok();
+    let all = bench.whole(0).json();
+    let summary = summary(&all);
+    assert_eq!(summary["verdict"], "ok", "{summary}");
+    assert_eq!(summary["projects"], 8);
+    assert_eq!(summary["total_projects"], 8);
+    // Wikis, designs and pools are examined as well.
+    assert!(summary["repositories_ok"].as_u64() > Some(8), "{summary}");
+    assert!(summary["references"].as_u64() > summary["repositories_ok"].as_u64(), "{summary}");
+    assert!(summary["bytes_restored"].as_u64() > Some(0), "{summary}");
+    assert!(lines(&all, "repository").is_empty(), "{all:?}");
+
+    let outcome = bench.drill(&["latest", "--sample", "2"]).run().ok();
+    bench.assert_no_scratch();
+    let text = outcome.all_output();
+    assert!(text.contains("repositories: 2 of 8 projects: "), "{text}");
+    assert!(text.contains("forge: drill of snapshot ") && text.contains(" passed\n"), "{text}");
+
+    // Without time, nothing is proven.
+    let outcome = bench.drill(&["--time-limit", "1ns", "--json"]).run().ends_with(3);
+    assert_eq!(verdict(&outcome), "unknown");
+    bench.drill(&["--time-limit", "soon"]).run().ends_with(2);
+}
+
+fn verdict(outcome: &Outcome) -> String {
+    summary(&outcome.json())["verdict"].as_str().expect("a word").to_owned()
+}
+
+#[test]
+fn a_broken_repository_in_a_snapshot_is_named() {
+    let bench = Bench::new();
+    let (broken, renamed) = (bench.repository(1), bench.repository(2));
+    // A backup looks only at the ends of packs.
+    spoil(&file_of(&broken.join("objects/pack"), "pack"));
+    // git ignores references with such names.
+    let packed = renamed.join("packed-refs");
+    let mut text = std::fs::read_to_string(&packed).expect("reads");
+    let id = text.lines().last().expect("a line").trim_start_matches('^')[..40].to_owned();
+    text += &format!("{id} refs/heads/with..dots\n");
+    std::fs::write(&packed, text).expect("writes");
+    backup(&bench.sandbox).run().ok();
+    let outcome = bench.whole(3);
+    let all = outcome.json();
+    assert_eq!(summary(&all)["verdict"], "failed", "{all:?}");
+    let faults = lines(&all, "repository");
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    for (dir, words) in [(&broken, "git fsck: "), (&renamed, "with..dots")] {
+        let fault = faults.iter().find(|fault| fault["path"] == dir.to_str().expect("text"));
+        let fault = fault.unwrap_or_else(|| panic!("{}: {faults:?}", dir.display()));
+        assert_eq!(fault["verdict"], "failed");
+        assert!(fault["reason"].as_str().expect("text").contains(words), "{fault}");
+    }
+    let text = bench.drill(&["--whole"]).run().ends_with(3).all_output();
+    assert!(text.contains("faulty: ") && text.contains(" FAILED\n"), "{text}");
+}
+
+#[test]
+fn damage_of_the_store_is_found() {
+    let bench = Bench::new();
+    backup(&bench.sandbox).run().ok();
+    let mut segments: Vec<PathBuf> = Vec::new();
+    for shard in std::fs::read_dir(bench.sandbox.path("store/segments")).expect("lists") {
+        let files = std::fs::read_dir(shard.expect("a shard").path()).expect("lists");
+        segments.extend(files.map(|file| file.expect("a segment").path()));
+    }
+    // The largest segment has the data; every chunk of it gets a fault.
+    let length = |path: &&PathBuf| path.metadata().expect("its length").len();
+    let largest = segments.iter().max_by_key(length).expect("a segment");
+    let mut bytes = std::fs::read(largest).expect("reads");
+    bytes.iter_mut().step_by(97).for_each(|byte| *byte ^= 1);
+    std::fs::write(largest, bytes).expect("writes");
+    let all = bench.whole(3).json();
+    let faults = lines(&all, "repository");
+    assert!(!faults.is_empty(), "{all:?}");
+    let is_named = |fault: &&serde_json::Value| {
+        fault["reason"].as_str().is_some_and(|reason| reason.contains("could not be restored"))
+    };
+    assert!(faults.iter().any(|fault| is_named(fault)), "{faults:?}");
+}
+
+#[test]
+fn an_interrupted_drill_removes_its_scratch_data() {
+    let bench = Bench::new();
+    backup(&bench.sandbox).run().ok();
+    let mut running = bench.drill(&["--whole"]).start();
+    while count(bench.scratch.path()) == 0 && !running.has_ended() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    running.interrupt();
+    let outcome = running.wait();
+    assert!([Some(0), Some(130)].contains(&outcome.code()), "{}", outcome.all_output());
+    bench.assert_no_scratch();
+
+    // A killed one cannot, so the next one does.
+    let mut running = bench.drill(&["--whole"]).start();
+    while count(bench.scratch.path()) == 0 && !running.has_ended() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    running.kill();
+    running.wait();
+    bench.drill(&["--sample", "1"]).run().ok();
+    bench.assert_no_scratch();
+}
+
+#[test]
+fn a_scratch_directory_that_does_not_fit_is_refused() {
+    let bench = Bench::new();
+    backup(&bench.sandbox).run().ok();
+    let scratch = bench.scratch.path();
+    std::fs::set_permissions(scratch, Permissions::from_mode(0o700)).expect("its mode");
+    bench.drill(&[]).run().fails(1, &["user nobody may not enter"]);
+    bench.assert_no_scratch();
+    std::fs::set_permissions(scratch, Permissions::from_mode(0o711)).expect("its mode");
+    let mount = |arguments: &[&str]| {
+        Run::limited(arguments[0]).args(&arguments[1..]).args([scratch]).run().ok();
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=64k,mode=711", "none"]);
+    let outcome = bench.drill(&["--whole"]).run();
+    mount(&["umount"]);
+    outcome.fails(1, &["the sample needs", "of scratch space"]);
+}
