@@ -1,11 +1,14 @@
 //! Drills: restores into scratch space that prove a snapshot.
 
+use crate::support::gitlab::database::{CI, MAIN};
 use crate::support::gitlab::{self, Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
+use crate::support::sandbox::{Outcome, Run, Running, Sandbox, need_root};
+use crate::support::server::wait_until;
 use std::fs::Permissions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// An instance with a snapshot, and a directory for scratch data.
 struct Bench {
@@ -80,6 +83,17 @@ fn a_healthy_snapshot_passes_and_leaves_nothing_behind() {
     assert!(summary["references"].as_u64() > summary["repositories_ok"].as_u64(), "{summary}");
     assert!(summary["bytes_restored"].as_u64() > Some(0), "{summary}");
     assert!(lines(&all, "repository").is_empty(), "{all:?}");
+    assert_eq!(summary["databases"], 2);
+    let checks = lines(&all, "check");
+    let names: Vec<_> = checks.iter().map(|check| check["name"].as_str().expect("text")).collect();
+    let [main, ci] = [MAIN, CI].map(|name| format!("database-{name}"));
+    assert_eq!(names, ["repositories", &main, &ci], "{checks:?}");
+    for check in checks {
+        assert_eq!(check["verdict"], "ok", "{check}");
+        let text = check["text"].as_str().expect("text");
+        assert!(text.contains("reference") || text.contains(" rows loaded"), "{check}");
+    }
+    assert_eq!(processes(&bench), 0);
 
     let outcome = bench.drill(&["latest", "--sample", "2"]).run().ok();
     bench.assert_no_scratch();
@@ -149,26 +163,45 @@ fn damage_of_the_store_is_found() {
     assert!(faults.iter().any(|fault| is_named(fault)), "{faults:?}");
 }
 
+/// Starts a drill and waits until it has made something in its scratch space, or has ended.
+fn start_until(bench: &Bench, name: &str) -> Running {
+    let mut running = bench.drill(&["--whole"]).start();
+    let is_made = || {
+        let dirs = std::fs::read_dir(bench.scratch.path()).expect("lists").flatten();
+        dirs.map(|dir| dir.path().join("work").join(name)).any(|path| path.exists())
+    };
+    while !is_made() && !running.has_ended() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    running
+}
+
+/// Returns the number of processes that use this scratch space.
+fn processes(bench: &Bench) -> usize {
+    let place = bench.scratch.path().to_str().expect("text").as_bytes().to_vec();
+    let all = std::fs::read_dir("/proc").expect("lists").flatten();
+    let lines = all.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    lines.filter(|line| line.windows(place.len()).any(|part| part == place)).count()
+}
+
 #[test]
-fn an_interrupted_drill_removes_its_scratch_data() {
+fn an_interrupted_drill_leaves_neither_data_nor_processes() {
     let bench = Bench::new();
     backup(&bench.sandbox).run().ok();
-    let mut running = bench.drill(&["--whole"]).start();
-    while count(bench.scratch.path()) == 0 && !running.has_ended() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    for name in ["", "databases", "cluster/postmaster.pid"] {
+        let running = start_until(&bench, name);
+        running.interrupt();
+        let outcome = running.wait();
+        assert_eq!(outcome.code(), Some(130), "{name}: {}", outcome.all_output());
+        bench.assert_no_scratch();
+        assert_eq!(processes(&bench), 0, "{name}");
     }
-    running.interrupt();
-    let outcome = running.wait();
-    assert!([Some(0), Some(130)].contains(&outcome.code()), "{}", outcome.all_output());
-    bench.assert_no_scratch();
-
-    // A killed one cannot, so the next one does.
-    let mut running = bench.drill(&["--whole"]).start();
-    while count(bench.scratch.path()) == 0 && !running.has_ended() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    // A killed one leaves data for the next one to remove.
+    let mut running = start_until(&bench, "cluster/postmaster.pid");
     running.kill();
     running.wait();
+    assert_eq!(count(bench.scratch.path()), 1);
+    wait_until("its server ends", || processes(&bench) == 0);
     bench.drill(&["--sample", "1"]).run().ok();
     bench.assert_no_scratch();
 }

@@ -660,6 +660,8 @@ pub struct DrillSummary<'a> {
     pub repositories_unknown: u64,
     /// Number of references that were compared.
     pub references: u64,
+    /// Number of databases in the snapshot; a check each has the result.
+    pub databases: u64,
     /// Number of restored bytes.
     pub bytes_restored: u64,
     /// Age of the snapshot at the start of the drill, in seconds: a loss now would cost this much

@@ -2,6 +2,7 @@
 //!
 //! Programs that read restored data run as an unprivileged user, because the store may be hostile.
 
+pub mod databases;
 pub mod git;
 
 use crate::error::{Error, Result};
@@ -43,15 +44,13 @@ impl Scratch {
         let work = dir.path().join("work");
         let make = || {
             std::fs::DirBuilder::new().mode(0o700).create(&work)?;
-            if let Some(user) = &user {
-                // The user may pass the outer directory, and not change it.
-                std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
-                chown(&work, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-            }
-            Ok(())
+            // The user may pass the outer directory, and not change it.
+            let mode = if user.is_some() { 0o711 } else { 0o700 };
+            std::fs::set_permissions(dir.path(), Permissions::from_mode(mode))
         };
         make().map_err(failed)?;
         let scratch = Scratch { work, user, _dir: dir, _lock: lock };
+        scratch.give(&scratch.work).map_err(failed)?;
         if let Some(user) = scratch.user() {
             let words = ["test", "-w", scratch.text()?];
             match Command::new(words).by(Some(user)).output(progress) {
@@ -91,6 +90,12 @@ impl Scratch {
             source: error.into(),
         };
         found.map(|found| found.f_bavail.saturating_mul(found.f_frsize)).map_err(failed)
+    }
+
+    /// Gives a path in it to the user.
+    fn give(&self, path: &Path) -> io::Result<()> {
+        let Some(user) = &self.user else { return Ok(()) };
+        chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
     }
 
     /// Returns the directory as an argument of a program.

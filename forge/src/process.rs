@@ -391,6 +391,16 @@ impl Running {
         Error::Failed { command: self.shown.clone(), status, output }
     }
 
+    /// Sends a signal that ends the process, and waits for its end up to a limit.
+    pub fn end_by(&mut self, signal: rustix::process::Signal, limit: Duration) {
+        if !self.is_over {
+            let process = rustix::process::Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process(process, signal);
+            // One that does not end is killed when it is dropped.
+            let _ = self.wait(limit, None);
+        }
+    }
+
     fn too_slow(&self, what: &'static str) -> Error {
         Error::TooSlow { command: self.shown.clone(), what, limit: self.limit }
     }
@@ -536,7 +546,7 @@ pub fn at_once<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> 
 }
 
 /// Path of a program of util-linux. Other implementations support fewer options.
-fn installed(program: &str) -> Option<PathBuf> {
+pub(crate) fn installed(program: &str) -> Option<PathBuf> {
     let path =
         PATH.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.exists())?;
     let real = path.canonicalize().ok()?;

@@ -10,8 +10,10 @@ use clap::Args;
 use forge::catalogue::Project;
 use forge::check::{Check, Verdict};
 use forge::drill::Scratch;
+use forge::drill::databases::{self, Installed, ScratchServer};
 use forge::drill::git::{Finding, Git};
 use forge::kind::gitlab::repositories::reference_names;
+use forge::manifest::{self, Dumped, Manifest};
 use forge::view::View;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ use store::skipped::Spared;
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
+/// Space for an empty cluster and its write-ahead log, in bytes.
+const CLUSTER_BYTES: u64 = 400 << 20;
 /// Space that a file or directory takes besides its content, in bytes.
 const ENTRY_BYTES: u64 = 4096;
 
@@ -33,10 +37,15 @@ const ENTRY_BYTES: u64 = 4096;
 ///
 /// A drill restores a random sample of projects with their wikis, designs and pools into scratch
 /// space, and removes it at the end. `git fsck` checks all objects of each repository. The references of
-/// each are compared with those in the snapshot. As root, git runs as user nobody. The exit code is 3
-/// if a repository has a fault.
+/// each are compared with those in the snapshot.
 ///
-/// The drill needs no running instance, and changes neither the instance nor its snapshots.
+/// All database dumps are loaded into a PostgreSQL server in the scratch space, and the rows of each
+/// table are compared with the number that the backup counted. The drill uses the newest installed
+/// server. Without one of the snapshot's version or newer, it does not examine the databases.
+///
+/// As root, git and PostgreSQL run as user nobody. The drill needs no running instance, and changes
+/// neither the instance nor its snapshots. The exit code is 3 if something has a fault or could not
+/// be examined.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -104,6 +113,7 @@ impl Drill {
             with_hint("git is not installed, so no repository can be examined", "install git")
         })?;
         let deadline = started + self.time_limit;
+        let dumps = Dumps::of(instance::manifest(store, &id, &snapshot)?);
         let mut work = Work {
             store,
             root,
@@ -114,9 +124,10 @@ impl Drill {
             repositories: repositories(&projects, &places),
             bytes_restored: 0,
         };
-        self.check_space(&work)?;
+        self.check_space(&work, &dumps)?;
         let restoring = Instant::now();
         work.restore()?;
+        let mut checks = work.load(&dumps)?;
         let rto = restoring.elapsed();
         work.examine()?;
         let (repositories, bytes_restored) = (work.repositories, work.bytes_restored);
@@ -128,7 +139,11 @@ impl Drill {
             projects: projects.len(),
             total,
             absent,
-            check: check(&repositories, projects.len(), total),
+            checks: {
+                checks.insert(0, check(&repositories, projects.len(), total));
+                checks
+            },
+            databases: dumps.databases.len(),
             repositories,
             bytes_restored,
             age: Duration::from_secs(u64::try_from(age).unwrap_or_default()),
@@ -138,8 +153,8 @@ impl Drill {
     }
 
     /// Fails if the sample does not fit into the scratch space.
-    fn check_space(&self, work: &Work<'_>) -> Result<(), Failure> {
-        let mut needed = 0_u64;
+    fn check_space(&self, work: &Work<'_>, dumps: &Dumps) -> Result<(), Failure> {
+        let mut needed = dumps.space();
         for repository in &work.repositories {
             for entry in TreeReader::within(&work.root, &repository.tree_path(), work.store) {
                 work.store.observer().progress().check()?;
@@ -164,7 +179,7 @@ impl Drill {
     fn show(&self, ui: &Ui, done: &Done) -> Result<(), Failure> {
         let shown = self.print(ui, done);
         // The exit code must be right even if printing the result failed.
-        let is_good = done.check.verdict == Verdict::Ok;
+        let is_good = done.verdict() == Verdict::Ok;
         if is_good && done.is_sure { shown } else { Err(Failure::Partial) }
     }
 
@@ -182,7 +197,7 @@ impl Drill {
             let word = if verdict == Verdict::Failed { "faulty" } else { "not examined" };
             ui.line(format!("{word}: {project}: {path}: {reason}"))?;
         }
-        instance::show_findings(ui, &[], std::slice::from_ref(&done.check))?;
+        instance::show_findings(ui, &[], &done.checks)?;
         if done.absent > 0 {
             let projects = count(done.absent as u64, "project");
             ui.remark(format!("{projects} without a repository in the snapshot were left out"))?;
@@ -191,13 +206,14 @@ impl Drill {
             instance: &self.instance,
             snapshot: done.snapshot.clone(),
             snapshot_time: utc_time(done.snapshot_time),
-            verdict: done.check.verdict,
+            verdict: done.verdict(),
             projects: done.projects as u64,
             total_projects: done.total as u64,
             repositories_ok: counts.sound,
             repositories_failed: counts.faulty,
             repositories_unknown: counts.unknown,
             references: counts.references,
+            databases: done.databases as u64,
             bytes_restored: done.bytes_restored,
             rpo_seconds: done.age.as_secs(),
             rto_seconds: done.rto.as_secs_f64(),
@@ -212,7 +228,7 @@ impl Drill {
             done.elapsed.as_secs_f64()
         ))?;
         let short = &done.snapshot[..8];
-        ui.line(match done.check.verdict {
+        ui.line(match done.verdict() {
             Verdict::Ok => format!("{}: drill of snapshot {short} passed", self.instance),
             Verdict::Unknown => {
                 format!("{}: drill of snapshot {short} is NOT COMPLETE", self.instance)
@@ -288,6 +304,69 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Restores the dumps and loads them into a server.
+    fn load(&mut self, dumps: &Dumps) -> Result<Vec<Check>, Failure> {
+        if dumps.databases.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unknown = |text: String| Ok(vec![Check::new("databases", Verdict::Unknown, text)]);
+        let Some(installed) = &dumps.installed else {
+            let version = dumps.version.as_deref().and_then(databases::major);
+            let version =
+                version.map_or_else(String::new, |version| format!(" {version} or newer"));
+            return unknown(format!(
+                "no PostgreSQL server{version} is installed, so the dumps were not loaded; \
+                 install the package of the server"
+            ));
+        };
+        if self.left().is_zero() {
+            return unknown(OUT_OF_TIME.into());
+        }
+        let (from, target) =
+            (format!("{}/{}", manifest::DIR, Dumps::DIR), self.scratch.path().join(Dumps::DIR));
+        let restored = store::restore::restore(
+            self.store,
+            &self.root,
+            from.as_bytes(),
+            &target,
+            &self.options,
+        );
+        match restored {
+            Err(error) if is_damage(&error) => {
+                return Ok(vec![Check::new("databases", Verdict::Failed, error.to_string())]);
+            }
+            Err(error) => return Err(error.into()),
+            Ok(report) => self.bytes_restored += report.bytes_restored,
+        }
+        let progress = self.store.observer().progress();
+        let mut server = match ScratchServer::start(installed, self.scratch, progress) {
+            Err(error) if error.is_interrupted() => return Err(error.into()),
+            Err(error) => return unknown(format!("no server could be started: {error}")),
+            Ok(server) => server,
+        };
+        let errors = server.load_globals(&target.join("globals.sql"), self.left())?;
+        let mut checks = Vec::new();
+        if !errors.is_empty() {
+            let text = format!("{} while roles were loaded", count(errors.len() as u64, "error"));
+            checks.push(Check::new("roles", Verdict::Failed, text).with_examples(errors));
+        }
+        for dumped in &dumps.databases {
+            let left = self.left();
+            if left.is_zero() {
+                let name = format!("database-{}", dumped.name);
+                checks.push(Check::new(&name, Verdict::Unknown, OUT_OF_TIME));
+                continue;
+            }
+            let Some(name) = Path::new(&dumped.path).file_name() else { continue };
+            checks.push(server.load(dumped, &target.join(name), left)?);
+        }
+        Ok(checks)
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
     /// Examines the restored repositories.
     fn examine(&mut self) -> Result<(), Failure> {
         let view = View::Tree { store: self.store, root: self.root };
@@ -331,13 +410,52 @@ struct Done {
     total: usize,
     /// Number of projects without a repository in the snapshot.
     absent: usize,
-    check: Check,
+    checks: Vec<Check>,
+    /// Number of databases in the snapshot.
+    databases: usize,
     repositories: Vec<Repository>,
     bytes_restored: u64,
     /// Age of the snapshot.
     age: Duration,
     rto: Duration,
     elapsed: Duration,
+}
+
+impl Done {
+    /// Returns the worst verdict of all checks.
+    fn verdict(&self) -> Verdict {
+        self.checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Unknown)
+    }
+}
+
+/// Database dumps of a snapshot.
+struct Dumps {
+    databases: Vec<Dumped>,
+    /// Version of the server that made them.
+    version: Option<String>,
+    /// Server of this machine that can load them.
+    installed: Option<Installed>,
+}
+
+impl Dumps {
+    /// Path of the dumps in the tree of a snapshot.
+    const DIR: &str = "databases";
+
+    fn of(manifest: Option<Manifest>) -> Dumps {
+        let (databases, version) =
+            manifest.map(|manifest| (manifest.databases, manifest.postgres)).unwrap_or_default();
+        let major = version.as_deref().and_then(databases::major).unwrap_or_default();
+        Dumps { databases, version, installed: Installed::newest(major) }
+    }
+
+    /// Returns the space that the dumps and the databases need, in bytes.
+    fn space(&self) -> u64 {
+        if self.databases.is_empty() || self.installed.is_none() {
+            return 0;
+        }
+        let dumps = self.databases.iter().map(|dumped| dumped.bytes);
+        dumps.fold(CLUSTER_BYTES, |sum, bytes| sum.saturating_add(bytes.saturating_mul(3)))
+    }
 }
 
 /// Numbers of repositories by finding.
