@@ -43,8 +43,6 @@ const SETTINGS: [&str; 10] = [
     "max_wal_size=256MB",
     "logging_collector=off",
 ];
-/// Harmless errors: a role that exists, and comments on extensions of another owner.
-const HARMLESS: [&str; 2] = ["must be owner of extension", "already exists"];
 /// Runs a command with its errors on standard output, and prints its exit code last.
 const WITH_ERRORS: &str = "\"$@\" 2>&1; echo \"exit $?\"";
 
@@ -244,7 +242,7 @@ impl Loaded {
                 exit = code;
             }
             let is_error = ["ERROR:", "FATAL:", "error:"].iter().any(|word| line.contains(word));
-            if is_error && HARMLESS.iter().any(|text| line.contains(text)) {
+            if is_error && is_harmless(line) {
                 loaded.harmless += 1;
             } else if is_error {
                 loaded.errors.push(line.trim().to_owned());
@@ -257,6 +255,13 @@ impl Loaded {
         }
         loaded
     }
+}
+
+/// Returns true for an error about a role that exists, or about a comment on an extension of another
+/// owner.
+fn is_harmless(line: &str) -> bool {
+    line.contains("must be owner of extension")
+        || line.contains("role \"") && line.contains("already exists")
 }
 
 /// Compares a loaded database with the counts of the backup.
@@ -324,6 +329,10 @@ mod tests {
                       pg_restore: warning: errors ignored on restore: 1\nexit 1\n";
         assert_eq!(Loaded::parse(output), Loaded { errors: Vec::new(), harmless: 1 });
         let loaded = Loaded::parse("psql:x:1: ERROR:  relation \"a\" does not exist\nexit 3\n");
+        assert_eq!(loaded.errors.len(), 1);
+        let loaded = Loaded::parse("ERROR:  role \"git\" already exists\nexit 3\n");
+        assert_eq!(loaded, Loaded { errors: Vec::new(), harmless: 1 });
+        let loaded = Loaded::parse("ERROR:  relation \"a\" already exists\nexit 3\n");
         assert_eq!(loaded.errors.len(), 1);
         assert_eq!(Loaded::parse("Killed\nexit 137\n").errors, ["exit code 137: Killed"]);
         assert_eq!(Loaded::parse("exit 0\n"), Loaded::default());
