@@ -123,13 +123,18 @@ fn a_broken_repository_in_a_snapshot_is_named() {
     let id = text.lines().last().expect("a line").trim_start_matches('^')[..40].to_owned();
     text += &format!("{id} refs/heads/with..dots\n");
     std::fs::write(&packed, text).expect("writes");
+    // A disk that the user of the scratch data could read.
+    let device = bench.repository(3);
+    Run::limited("mknod").args([device.join("disk")]).args(["b", "7", "99"]).run().ok();
     backup(&bench.sandbox).run().ok();
     let outcome = bench.whole(3);
     let all = outcome.json();
     assert_eq!(summary(&all)["verdict"], "failed", "{all:?}");
     let faults = lines(&all, "repository");
-    assert_eq!(faults.len(), 2, "{faults:?}");
-    for (dir, words) in [(&broken, "git fsck: "), (&renamed, "with..dots")] {
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    for (dir, words) in
+        [(&broken, "git fsck: "), (&renamed, "with..dots"), (&device, "contains a device")]
+    {
         let fault = faults.iter().find(|fault| fault["path"] == dir.to_str().expect("text"));
         let fault = fault.unwrap_or_else(|| panic!("{}: {faults:?}", dir.display()));
         assert_eq!(fault["verdict"], "failed");
@@ -139,28 +144,36 @@ fn a_broken_repository_in_a_snapshot_is_named() {
     assert!(text.contains("faulty: ") && text.contains(" FAILED\n"), "{text}");
 }
 
+/// Returns the segments of the store.
+fn segments(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let files = |dir: &Path| {
+        let all = std::fs::read_dir(dir).expect("lists");
+        all.map(|file| file.expect("is there").path()).collect::<Vec<_>>()
+    };
+    files(&sandbox.path("store/segments")).iter().flat_map(|shard| files(shard)).collect()
+}
+
+/// Changes bytes everywhere in a file.
+fn spoil_all(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("reads");
+    bytes.iter_mut().step_by(97).for_each(|byte| *byte ^= 1);
+    std::fs::write(path, bytes).expect("writes");
+}
+
 #[test]
 fn damage_of_the_store_is_found() {
     let bench = Bench::new();
     backup(&bench.sandbox).run().ok();
-    let mut segments: Vec<PathBuf> = Vec::new();
-    for shard in std::fs::read_dir(bench.sandbox.path("store/segments")).expect("lists") {
-        let files = std::fs::read_dir(shard.expect("a shard").path()).expect("lists");
-        segments.extend(files.map(|file| file.expect("a segment").path()));
-    }
     // The largest segment has the data; every chunk of it gets a fault.
-    let length = |path: &&PathBuf| path.metadata().expect("its length").len();
-    let largest = segments.iter().max_by_key(length).expect("a segment");
-    let mut bytes = std::fs::read(largest).expect("reads");
-    bytes.iter_mut().step_by(97).for_each(|byte| *byte ^= 1);
-    std::fs::write(largest, bytes).expect("writes");
+    let length = |path: &PathBuf| path.metadata().expect("its length").len();
+    spoil_all(&segments(&bench.sandbox).into_iter().max_by_key(length).expect("a segment"));
     let all = bench.whole(3).json();
     let faults = lines(&all, "repository");
     assert!(!faults.is_empty(), "{all:?}");
     let is_named = |fault: &&serde_json::Value| {
         fault["reason"].as_str().is_some_and(|reason| reason.contains("could not be restored"))
     };
-    assert!(faults.iter().any(|fault| is_named(fault)), "{faults:?}");
+    assert!(faults.iter().any(is_named), "{faults:?}");
 }
 
 /// Starts a drill and waits until it has made something in its scratch space, or has ended.
@@ -222,4 +235,42 @@ fn a_scratch_directory_that_does_not_fit_is_refused() {
     let outcome = bench.drill(&["--whole"]).run();
     mount(&["umount"]);
     outcome.fails(1, &["the sample needs", "of scratch space"]);
+}
+
+#[test]
+fn files_of_an_instance_without_projects_are_compared() {
+    let sandbox = Sandbox::new();
+    for number in 0..30 {
+        sandbox.write(&format!("data/{number}"), format!("{number}").repeat(5000));
+    }
+    sandbox.write(
+        "forgekeep.toml",
+        format!(
+            "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'plain'\n\
+             parts.data.path = '{}'\n",
+            sandbox.text("state"),
+            sandbox.text("store"),
+            sandbox.text("data")
+        ),
+    );
+    backup(&sandbox).run().ok();
+    let scratch = gitlab::short_dir();
+    let drill = |more: &[&str]| {
+        let place = scratch.path().to_str().expect("text");
+        configured(&sandbox, ["drill", "forge", "--json", "--scratch", place]).args(more).run()
+    };
+    for (arguments, words) in [(&[][..], "20 of 30 files "), (&["--whole"], "30 of 30 files ")] {
+        let outcome = drill(arguments).ok();
+        assert_eq!(verdict(&outcome), "ok");
+        let all = outcome.json();
+        let text = lines(&all, "check")[0]["text"].as_str().expect("text");
+        assert!(text.starts_with(words), "{text}");
+        assert_eq!(count(scratch.path()), 0);
+    }
+    for segment in segments(&sandbox) {
+        spoil_all(&segment);
+    }
+    let outcome = drill(&["--whole"]);
+    assert_ne!(outcome.code(), Some(0), "{}", outcome.all_output());
+    assert_eq!(count(scratch.path()), 0);
 }

@@ -16,10 +16,13 @@ use forge::kind::gitlab::repositories::reference_names;
 use forge::manifest::{self, Dumped, Manifest};
 use forge::view::View;
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::backup::tree_path;
+use store::entry::{Entry, EntryKind, display_path, is_within};
 use store::glob::Globs;
 use store::id::ChunkId;
 use store::owner_map::{OwnerMap, SystemAccounts, Unmatched};
@@ -37,7 +40,8 @@ const ENTRY_BYTES: u64 = 4096;
 ///
 /// A drill restores a random sample of projects with their wikis, designs and pools into scratch
 /// space, and removes it at the end. `git fsck` checks all objects of each repository. The references of
-/// each are compared with those in the snapshot.
+/// each are compared with those in the snapshot. Of an instance without projects, the drill restores a
+/// random sample of files and compares each with the snapshot.
 ///
 /// All database dumps are loaded into a PostgreSQL server in the scratch space, and the rows of each
 /// table are compared with the number that the backup counted. The drill uses the newest installed
@@ -59,10 +63,10 @@ pub struct Drill {
     /// Id or unique prefix, `latest` or `latest~N`
     #[arg(default_value = "latest")]
     snapshot: String,
-    /// Number of projects to restore, taken at random
+    /// Number of projects or files to restore, taken at random
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
     sample: usize,
-    /// Restore all projects
+    /// Restore all projects, or all files of an instance without projects
     #[arg(long, conflicts_with = "sample")]
     whole: bool,
     /// Directory for restored data; needs space for the sample
@@ -94,24 +98,25 @@ impl Drill {
         let (started, begin) = (Instant::now(), now());
         let Found { id, snapshot, is_sure } =
             select::find_of_instance(store, &self.snapshot, &self.instance)?;
-        let projects = projects::catalogue(store, &id, &snapshot)?.ok_or_else(|| {
-            let hint = "only backups of a GitLab instance have one; `forgekeep check --read-data` \
-                        verifies the data of all snapshots";
-            with_hint(format!("snapshot {} has no catalogue of projects", id.short()), hint)
-        })?;
+        let catalogue = projects::catalogue(store, &id, &snapshot)?;
+        let has_projects = catalogue.is_some();
+        let projects = catalogue.unwrap_or_default();
         let places = Places::read(store, &id, &snapshot)?;
         let total = projects.len();
         let copied: Vec<Project> =
             projects.into_iter().filter(|project| project.is_copied).collect();
         let absent = total - copied.len();
         let number = if self.whole { copied.len() } else { self.sample };
-        let projects = sample(copied, number)?;
+        let mut dice = Dice::random()?;
+        let projects = sample(copied, number, &mut dice);
         let root = snapshot.root.chunk();
         let progress = store.observer().progress();
         let scratch = Scratch::make(&self.scratch, progress)?;
-        let git = Git::find(&scratch, progress).ok_or_else(|| {
-            with_hint("git is not installed, so no repository can be examined", "install git")
-        })?;
+        let git = Git::find(&scratch, progress);
+        if git.is_none() && !projects.is_empty() {
+            let message = "git is not installed, so no repository can be examined";
+            return Err(with_hint(message, "install git"));
+        }
         let deadline = started + self.time_limit;
         let dumps = Dumps::of(instance::manifest(store, &id, &snapshot)?);
         let mut work = Work {
@@ -124,12 +129,21 @@ impl Drill {
             repositories: repositories(&projects, &places),
             bytes_restored: 0,
         };
-        self.check_space(&work, &dumps)?;
+        self.check_space(&mut work, &dumps)?;
         let restoring = Instant::now();
         work.restore()?;
         let mut checks = work.load(&dumps)?;
-        let rto = restoring.elapsed();
+        let mut rto = restoring.elapsed();
         work.examine()?;
+        if has_projects {
+            checks.insert(0, check(&work.repositories, projects.len(), total));
+        } else {
+            let number = (!self.whole).then_some(self.sample);
+            let mut files = Files::new(&mut work);
+            files.examine(number, &mut dice)?;
+            rto += files.restoring;
+            checks.insert(0, files.check());
+        }
         let (repositories, bytes_restored) = (work.repositories, work.bytes_restored);
         let age = begin.seconds.saturating_sub(snapshot.start.seconds);
         Ok(Done {
@@ -139,10 +153,7 @@ impl Drill {
             projects: projects.len(),
             total,
             absent,
-            checks: {
-                checks.insert(0, check(&repositories, projects.len(), total));
-                checks
-            },
+            checks,
             databases: dumps.databases.len(),
             repositories,
             bytes_restored,
@@ -153,11 +164,14 @@ impl Drill {
     }
 
     /// Fails if the sample does not fit into the scratch space.
-    fn check_space(&self, work: &Work<'_>, dumps: &Dumps) -> Result<(), Failure> {
+    fn check_space(&self, work: &mut Work<'_>, dumps: &Dumps) -> Result<(), Failure> {
         let mut needed = dumps.space();
-        for repository in &work.repositories {
+        for repository in &mut work.repositories {
             for entry in TreeReader::within(&work.root, &repository.tree_path(), work.store) {
                 work.store.observer().progress().check()?;
+                if entry.as_ref().is_ok_and(is_device) {
+                    repository.finding = Some(Finding::Faulty(DEVICE.into()));
+                }
                 // A lost part of the tree needs no space; the restore reports it.
                 let size = entry.map_or(0, |entry| entry.size);
                 needed = needed.saturating_add(size).saturating_add(ENTRY_BYTES);
@@ -263,7 +277,8 @@ struct Work<'a> {
     store: &'a Store,
     root: ChunkId,
     scratch: &'a Scratch,
-    git: Git<'a>,
+    /// `None` if git is not installed, which only a sample without repositories allows.
+    git: Option<Git<'a>>,
     options: Options,
     deadline: Instant,
     repositories: Vec<Repository>,
@@ -276,6 +291,9 @@ impl Work<'_> {
         for repository in &mut self.repositories {
             if Instant::now() >= self.deadline {
                 break;
+            }
+            if repository.finding.is_some() {
+                continue;
             }
             let (from, target) = (repository.tree_path(), self.scratch.place(&repository.path));
             let restored =
@@ -324,6 +342,11 @@ impl Work<'_> {
         }
         let (from, target) =
             (format!("{}/{}", manifest::DIR, Dumps::DIR), self.scratch.path().join(Dumps::DIR));
+        for entry in TreeReader::within(&self.root, from.as_bytes(), self.store) {
+            if entry.as_ref().is_ok_and(is_device) {
+                return Ok(vec![Check::new("databases", Verdict::Failed, DEVICE)]);
+            }
+        }
         let restored = store::restore::restore(
             self.store,
             &self.root,
@@ -344,21 +367,25 @@ impl Work<'_> {
             Err(error) => return unknown(format!("no server could be started: {error}")),
             Ok(server) => server,
         };
-        let errors = server.load_globals(&target.join("globals.sql"), self.left())?;
         let mut checks = Vec::new();
-        if !errors.is_empty() {
-            let text = format!("{} while roles were loaded", count(errors.len() as u64, "error"));
-            checks.push(Check::new("roles", Verdict::Failed, text).with_examples(errors));
+        match server.load_globals(&target.join("globals.sql"), self.left()) {
+            Ok(errors) if errors.is_empty() => {}
+            Ok(errors) => {
+                let text = format!("{} during loading", count(errors.len() as u64, "error"));
+                checks.push(Check::new("roles", Verdict::Failed, text).with_examples(errors));
+            }
+            Err(error) => checks.push(not_loaded("roles", error)?),
         }
         for dumped in &dumps.databases {
             let left = self.left();
+            let name = format!("database-{}", dumped.name);
             if left.is_zero() {
-                let name = format!("database-{}", dumped.name);
                 checks.push(Check::new(&name, Verdict::Unknown, OUT_OF_TIME));
                 continue;
             }
-            let Some(name) = Path::new(&dumped.path).file_name() else { continue };
-            checks.push(server.load(dumped, &target.join(name), left)?);
+            let Some(file) = Path::new(&dumped.path).file_name() else { continue };
+            let loaded = server.load(dumped, &target.join(file), left);
+            checks.push(loaded.or_else(|error| not_loaded(&name, error))?);
         }
         Ok(checks)
     }
@@ -380,10 +407,184 @@ impl Work<'_> {
             }
             let wanted = reference_names::read(&view, Path::new(&repository.path))?;
             let dir = self.scratch.place(&repository.path);
-            repository.finding = Some(self.git.examine(&dir, wanted.as_ref(), left)?);
+            if let Some(git) = &self.git {
+                repository.finding = Some(git.examine(&dir, wanted.as_ref(), left)?);
+            }
         }
         Ok(())
     }
+}
+
+/// Fault of restored data with a device, which would belong to the user who examines the data.
+const DEVICE: &str = "it contains a device, which a drill does not restore";
+
+fn is_device(entry: &Entry) -> bool {
+    matches!(entry.kind, EntryKind::BlockDevice | EntryKind::CharDevice)
+}
+
+/// Examination of files, one after the other, so that it needs space for one.
+struct Files<'a, 'b> {
+    work: &'a mut Work<'b>,
+    /// Number of files in the snapshot.
+    total: u64,
+    same: u64,
+    bytes: u64,
+    /// Number of files that were not reached.
+    left_out: u64,
+    faulty: u64,
+    /// First faults.
+    faults: Vec<String>,
+    /// Duration of the restores.
+    restoring: Duration,
+}
+
+impl<'a, 'b> Files<'a, 'b> {
+    fn new(work: &'a mut Work<'b>) -> Files<'a, 'b> {
+        let (faults, restoring) = (Vec::new(), Duration::ZERO);
+        Files { work, total: 0, same: 0, bytes: 0, left_out: 0, faulty: 0, faults, restoring }
+    }
+
+    /// Examines a number of files at random, or else all.
+    fn examine(&mut self, number: Option<usize>, dice: &mut Dice) -> Result<(), Failure> {
+        let (store, root) = (self.work.store, self.work.root);
+        let own = manifest::DIR.as_bytes();
+        let mut taken: Vec<Entry> = Vec::new();
+        for entry in TreeReader::new(&root, store) {
+            store.observer().progress().check()?;
+            match entry {
+                Err(lost) => self.fault(format!("a part of the tree is lost: {}", lost.error)),
+                Ok(entry) if entry.kind != EntryKind::File || is_within(&entry.path, own) => {}
+                Ok(entry) => {
+                    self.total += 1;
+                    match number {
+                        None => self.examine_one(&entry)?,
+                        Some(number) if taken.len() < number => taken.push(entry),
+                        // Every file so far is in the sample with the same probability.
+                        Some(number) => {
+                            let at = (dice.roll() % self.total) as usize;
+                            if at < number {
+                                taken[at] = entry;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        taken.iter().try_for_each(|entry| self.examine_one(entry))
+    }
+
+    fn examine_one(&mut self, entry: &Entry) -> Result<(), Failure> {
+        if self.work.left().is_zero() {
+            self.left_out += 1;
+            return Ok(());
+        }
+        let Work { store, root, scratch, options, .. } = &*self.work;
+        let target = scratch.path().join("file");
+        let free = scratch.free_bytes()?;
+        if entry.size > free {
+            let message = format!(
+                "/{} needs {} of scratch space, and {} is free",
+                display_path(&entry.path),
+                size(entry.size),
+                size(free)
+            );
+            return Err(with_hint(message, "give a directory with more space (--scratch)"));
+        }
+        let started = Instant::now();
+        let restored = store::restore::restore(store, root, &entry.path, &target, options);
+        self.restoring += started.elapsed();
+        let fault = match restored {
+            Err(error) if is_damage(&error) => Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+            Ok(report) if report.failed > 0 || report.selected == 0 => {
+                Some("it could not be restored".into())
+            }
+            Ok(_) => {
+                let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+                difference(store, entry, &target.join(std::ffi::OsStr::from_bytes(name)))?
+            }
+        };
+        // A failure would show in the next restore.
+        let _ = std::fs::remove_dir_all(&target);
+        match fault {
+            None => {
+                self.same += 1;
+                self.bytes += entry.size;
+                self.work.bytes_restored += entry.size;
+            }
+            Some(fault) => self.fault(format!("/{}: {fault}", display_path(&entry.path))),
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self, fault: String) {
+        self.faulty += 1;
+        if self.faults.len() < forge::check::EXAMPLES {
+            self.faults.push(fault);
+        }
+    }
+
+    fn check(self) -> Check {
+        let (total, same) = (count(self.total, "file"), size(self.bytes));
+        let mut text = format!("{} of {total} without fault, {same}", self.same);
+        if self.faulty > 0 {
+            text += &format!("; {} faulty", self.faulty);
+        }
+        if self.left_out > 0 {
+            text += &format!("; {} not examined: {OUT_OF_TIME}", self.left_out);
+        }
+        let verdict = match (self.faulty, self.left_out, self.same) {
+            (1.., _, _) => Verdict::Failed,
+            (0, 1.., _) => Verdict::Unknown,
+            (0, 0, 0) if self.total > 0 => Verdict::Unknown,
+            _ => Verdict::Ok,
+        };
+        Check::new("files", verdict, text).with_examples(self.faults)
+    }
+}
+
+/// Compares a restored file with its entry. Returns the difference, if there is one.
+fn difference(store: &Store, entry: &Entry, file: &Path) -> Result<Option<String>, Failure> {
+    let open = match std::fs::File::open(file) {
+        Ok(open) => open,
+        Err(error) => return Ok(Some(format!("cannot be read: {error}"))),
+    };
+    let mut comparison = Comparison { restored: std::io::BufReader::new(open) };
+    let compared = store::dump::dump(store, entry, &mut comparison)?;
+    let at_end = |()| comparison.restored.read(&mut [0]).map(|read| read == 0);
+    Ok(match compared.and_then(at_end) {
+        Ok(true) => None,
+        Ok(false) => Some("it is longer than in the snapshot".into()),
+        Err(error) => Some(format!("it differs from the snapshot: {error}")),
+    })
+}
+
+/// Compares what is written with a restored file.
+struct Comparison<R> {
+    restored: R,
+}
+
+impl<R: Read> Write for Comparison<R> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut restored = vec![0; bytes.len()];
+        self.restored.read_exact(&mut restored)?;
+        match restored == bytes {
+            true => Ok(bytes.len()),
+            false => Err(std::io::Error::other("other content")),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Converts an error of loading, such as the end of the server: the other results still count.
+fn not_loaded(name: &str, error: forge::Error) -> Result<Check, Failure> {
+    if error.is_interrupted() {
+        return Err(error.into());
+    }
+    Ok(Check::new(name, Verdict::Failed, format!("loading failed: {error}")))
 }
 
 /// Returns true if an error of a restore is the fault of the snapshot.
@@ -552,24 +753,36 @@ fn options(scratch: &Scratch) -> Result<Options, Failure> {
     })
 }
 
+/// Pseudorandom numbers (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn random() -> Result<Dice, Failure> {
+        let seed = store::random::bytes()
+            .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
+        Ok(Dice(u64::from_le_bytes(seed)))
+    }
+
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut roll = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        roll = (roll ^ (roll >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        roll ^ (roll >> 31)
+    }
+}
+
 /// Returns `number` items at random, in their order.
-fn sample<T>(all: Vec<T>, number: usize) -> Result<Vec<T>, Failure> {
-    let seed = store::random::bytes()
-        .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
-    let mut dice = u64::from_le_bytes(seed);
+fn sample<T>(all: Vec<T>, number: usize, dice: &mut Dice) -> Vec<T> {
     let (mut left, mut wanted) = (all.len() as u64, number.min(all.len()) as u64);
     let mut taken = Vec::with_capacity(number.min(all.len()));
     for item in all {
-        dice = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut roll = (dice ^ (dice >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        roll = (roll ^ (roll >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        if (roll ^ (roll >> 31)) % left < wanted {
+        if dice.roll() % left < wanted {
             taken.push(item);
             wanted -= 1;
         }
         left -= 1;
     }
-    Ok(taken)
+    taken
 }
 
 /// Parses a duration of the command line.
@@ -593,8 +806,9 @@ mod tests {
 
     #[test]
     fn a_sample_has_its_number_of_different_items() {
+        let mut dice = Dice::random().expect("random numbers");
         for (all, number) in [(0, 3), (3, 0), (3, 3), (3, 9), (100, 20)] {
-            let mut taken = sample((0..all).collect(), number).expect("random numbers");
+            let mut taken = sample((0..all).collect(), number, &mut dice);
             assert_eq!(taken.len(), number.min(all), "{number} of {all}");
             taken.dedup();
             assert_eq!(taken.len(), number.min(all));
@@ -602,9 +816,16 @@ mod tests {
         // Every item is taken sooner or later.
         let mut seen = BTreeSet::new();
         for _ in 0..1000 {
-            seen.extend(sample((0..4).collect(), 1).expect("random numbers"));
+            seen.extend(sample((0..4).collect(), 1, &mut dice));
         }
         assert_eq!(seen.len(), 4);
+    }
+
+    #[test]
+    fn a_restored_file_is_compared_to_its_end() {
+        let of = |restored: &[u8], stored: &[u8]| Comparison { restored }.write_all(stored).is_ok();
+        assert!(of(b"same", b"same") && of(b"longer", b"long"));
+        assert!(!of(b"other", b"otter") && !of(b"short", b"shorter"));
     }
 
     #[test]
