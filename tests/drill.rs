@@ -141,6 +141,7 @@ fn a_broken_repository_in_a_snapshot_is_named() {
         assert!(fault["reason"].as_str().expect("text").contains(words), "{fault}");
     }
     let text = bench.drill(&["--whole"]).run().ends_with(3).all_output();
+    assert!(!text.contains("NOT COMPLETE"), "{text}");
     assert!(text.contains("faulty: ") && text.contains(" FAILED\n"), "{text}");
 }
 
@@ -220,6 +221,17 @@ fn an_interrupted_drill_leaves_neither_data_nor_processes() {
 }
 
 #[test]
+fn a_drill_warns_of_an_incomplete_snapshot() {
+    let bench = Bench::new();
+    backup(&bench.sandbox).run().ok();
+    std::fs::remove_dir_all(bench.repository(1)).expect("removes");
+    backup(&bench.sandbox).run().ends_with(3);
+    let text = bench.drill(&[]).run().ok().all_output();
+    assert!(text.contains(" is NOT COMPLETE; the drill examines"), "{text}");
+    assert!(text.contains("1 project without a repository in the snapshot"), "{text}");
+}
+
+#[test]
 fn a_scratch_directory_that_does_not_fit_is_refused() {
     let bench = Bench::new();
     backup(&bench.sandbox).run().ok();
@@ -263,6 +275,8 @@ fn files_of_an_instance_without_projects_are_compared() {
         let outcome = drill(arguments).ok();
         assert_eq!(verdict(&outcome), "ok");
         let all = outcome.json();
+        assert_eq!(summary(&all)["total_files"], 30);
+        assert_eq!(summary(&all)["files_failed"], 0);
         let text = lines(&all, "check")[0]["text"].as_str().expect("text");
         assert!(text.starts_with(words), "{text}");
         assert_eq!(count(scratch.path()), 0);

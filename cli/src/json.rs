@@ -660,6 +660,12 @@ pub struct DrillSummary<'a> {
     pub repositories_unknown: u64,
     /// Number of references that were compared.
     pub references: u64,
+    /// Number of files that are as in the snapshot, of an instance without projects.
+    pub files_ok: u64,
+    /// Number of files with a fault.
+    pub files_failed: u64,
+    /// Number of files in the snapshot, if it has no projects.
+    pub total_files: u64,
     /// Number of databases in the snapshot; a check each has the result.
     pub databases: u64,
     /// Number of restored bytes.

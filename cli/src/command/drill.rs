@@ -25,6 +25,7 @@ use store::backup::tree_path;
 use store::entry::{Entry, EntryKind, display_path, is_within};
 use store::glob::Globs;
 use store::id::ChunkId;
+use store::observe::Event;
 use store::owner_map::{OwnerMap, SystemAccounts, Unmatched};
 use store::restore::Options;
 use store::skipped::Spared;
@@ -98,6 +99,13 @@ impl Drill {
         let (started, begin) = (Instant::now(), now());
         let Found { id, snapshot, is_sure } =
             select::find_of_instance(store, &self.snapshot, &self.instance)?;
+        if !snapshot.is_complete() {
+            let text = format!(
+                "snapshot {} is NOT COMPLETE; the drill examines only its content",
+                id.short()
+            );
+            store.observer().event(Event::Warning(text));
+        }
         let catalogue = projects::catalogue(store, &id, &snapshot)?;
         let has_projects = catalogue.is_some();
         let projects = catalogue.unwrap_or_default();
@@ -133,7 +141,7 @@ impl Drill {
         let restoring = Instant::now();
         work.restore()?;
         let mut checks = work.load(&dumps)?;
-        let mut rto = restoring.elapsed();
+        let (mut rto, mut file_counts) = (restoring.elapsed(), [0; 3]);
         work.examine()?;
         if has_projects {
             checks.insert(0, check(&work.repositories, projects.len(), total));
@@ -142,6 +150,7 @@ impl Drill {
             let mut files = Files::new(&mut work);
             files.examine(number, &mut dice)?;
             rto += files.restoring;
+            file_counts = [files.same, files.faulty, files.total];
             checks.insert(0, files.check());
         }
         let (repositories, bytes_restored) = (work.repositories, work.bytes_restored);
@@ -154,6 +163,7 @@ impl Drill {
             total,
             absent,
             checks,
+            file_counts,
             databases: dumps.databases.len(),
             repositories,
             bytes_restored,
@@ -199,6 +209,7 @@ impl Drill {
 
     fn print(&self, ui: &Ui, done: &Done) -> Result<(), Failure> {
         let counts = Counts::of(&done.repositories);
+        let [files_ok, files_failed, total_files] = done.file_counts;
         for repository in &done.repositories {
             let (verdict, reason) = match &repository.finding {
                 Some(Finding::Sound(_)) => continue,
@@ -227,6 +238,9 @@ impl Drill {
             repositories_failed: counts.faulty,
             repositories_unknown: counts.unknown,
             references: counts.references,
+            files_ok,
+            files_failed,
+            total_files,
             databases: done.databases as u64,
             bytes_restored: done.bytes_restored,
             rpo_seconds: done.age.as_secs(),
@@ -612,6 +626,8 @@ struct Done {
     /// Number of projects without a repository in the snapshot.
     absent: usize,
     checks: Vec<Check>,
+    /// Numbers of files as in the snapshot, of faulty ones, and of all.
+    file_counts: [u64; 3],
     /// Number of databases in the snapshot.
     databases: usize,
     repositories: Vec<Repository>,
