@@ -640,6 +640,8 @@ pub struct DrilledRepository<'a> {
 /// Result of a drill.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DrillSummary<'a> {
+    /// Location of the store.
+    pub store: &'a str,
     /// Name of the instance.
     pub instance: &'a str,
     /// Id of the snapshot.

@@ -1,10 +1,11 @@
 use super::Global;
-use super::instance::{self, ConfigFile};
+use super::instance;
 use super::projects::{self, Places};
 use crate::exit::{Failure, other, with_hint};
 use crate::json::{DrillSummary, DrilledRepository};
 use crate::report::{count, local_time, now, size, utc_time};
-use crate::select::{self, Found};
+use crate::select::{self, Filter, Found};
+use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
@@ -61,7 +62,7 @@ pub struct Drill {
     /// Name of the instance
     #[arg(value_name = "NAME")]
     instance: String,
-    /// Id or unique prefix, `latest` or `latest~N`
+    /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms)
     #[arg(default_value = "latest")]
     snapshot: String,
     /// Number of projects or files to restore, taken at random
@@ -77,28 +78,29 @@ pub struct Drill {
     #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = duration)]
     time_limit: Duration,
     #[command(flatten)]
-    config: ConfigFile,
+    filter: Filter,
 }
 
 impl Drill {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let selector = Selector::read(&self.snapshot)?;
         // A machine that only tests snapshots may have no configuration.
         let place = match &global.store {
             Some(place) => place.clone(),
-            None => instance::place_of(&self.config.read()?, &self.instance, global)?,
+            None => instance::place_of(&global.config.read()?, &self.instance, global)?,
         };
         let (store, watch) = super::open(&place, ui, Purpose::Read, "drill")?;
         // A second signal must not leave scratch data behind.
         ui.hold();
-        let done = self.drill(&store);
+        let done = self.drill(&store, &selector);
         watch.end();
-        self.show(ui, &done?)
+        self.show(ui, &done?, &store.place())
     }
 
-    fn drill(&self, store: &Store) -> Result<Done, Failure> {
+    fn drill(&self, store: &Store, selector: &Selector) -> Result<Done, Failure> {
         let (started, begin) = (Instant::now(), now());
         let Found { id, snapshot, is_sure } =
-            select::find_of_instance(store, &self.snapshot, &self.instance)?;
+            select::find_of_instance(store, selector, &self.instance, &self.filter)?;
         if !snapshot.is_complete() {
             let text = format!(
                 "snapshot {} is NOT COMPLETE; the drill examines only its content",
@@ -200,14 +202,14 @@ impl Drill {
         Err(with_hint(message, "give a directory with more space (--scratch), or a lower --sample"))
     }
 
-    fn show(&self, ui: &Ui, done: &Done) -> Result<(), Failure> {
-        let shown = self.print(ui, done);
+    fn show(&self, ui: &Ui, done: &Done, place: &str) -> Result<(), Failure> {
+        let shown = self.print(ui, done, place);
         // The exit code must be right even if printing the result failed.
         let is_good = done.verdict() == Verdict::Ok;
         if is_good && done.is_sure { shown } else { Err(Failure::Partial) }
     }
 
-    fn print(&self, ui: &Ui, done: &Done) -> Result<(), Failure> {
+    fn print(&self, ui: &Ui, done: &Done, place: &str) -> Result<(), Failure> {
         let counts = Counts::of(&done.repositories);
         let [files_ok, files_failed, total_files] = done.file_counts;
         for repository in &done.repositories {
@@ -228,6 +230,7 @@ impl Drill {
             ui.remark(format!("{projects} without a repository in the snapshot were left out"))?;
         }
         ui.json(&DrillSummary {
+            store: place,
             instance: &self.instance,
             snapshot: done.snapshot.clone(),
             snapshot_time: utc_time(done.snapshot_time),
@@ -257,11 +260,13 @@ impl Drill {
         ))?;
         let short = &done.snapshot[..8];
         ui.line(match done.verdict() {
-            Verdict::Ok => format!("{}: drill of snapshot {short} passed", self.instance),
-            Verdict::Unknown => {
-                format!("{}: drill of snapshot {short} is NOT COMPLETE", self.instance)
+            Verdict::Ok => {
+                format!("{}: drill of snapshot {short} in {place} passed", self.instance)
             }
-            _ => format!("{}: drill of snapshot {short} FAILED", self.instance),
+            Verdict::Unknown => {
+                format!("{}: drill of snapshot {short} in {place} is NOT COMPLETE", self.instance)
+            }
+            _ => format!("{}: drill of snapshot {short} in {place} FAILED", self.instance),
         })
     }
 }
