@@ -11,6 +11,15 @@
 use crate::entry::EntryKind;
 use std::io;
 
+/// File of a repository that names directories of borrowed objects.
+pub const ALTERNATES: &[u8] = b"objects/info/alternates";
+
+/// Returns the lines of [`ALTERNATES`] that name directories.
+pub fn alternates(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+}
+
 /// Names in every git directory.
 pub const MARKS: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
 

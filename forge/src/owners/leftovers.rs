@@ -144,6 +144,5 @@ fn lines(file: &Path) -> Vec<Vec<u8>> {
             .is_ok_and(|found| found.is_file() && found.len() <= ALTERNATES_BYTES_MAX)
     };
     let text = if is_small(file) { std::fs::read(file).unwrap_or_default() } else { Vec::new() };
-    let lines = text.split(|byte| *byte == b'\n');
-    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#")).map(<[u8]>::to_vec).collect()
+    store::git::alternates(&text).map(<[u8]>::to_vec).collect()
 }

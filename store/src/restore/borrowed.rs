@@ -6,6 +6,7 @@
 use super::{Options, join, relative};
 use crate::content::{ChunkCache, ContentReader};
 use crate::entry::{Content, Entry, EntryKind, is_within};
+use crate::git;
 use crate::id::ChunkId;
 use crate::store::Store;
 use crate::tree::Lookup;
@@ -14,8 +15,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Path of the file in a repository.
-const ALTERNATES: &[u8] = b"objects/info/alternates";
 /// Longest file that is read, in bytes.
 const BYTES_MAX: u64 = 64 << 10;
 
@@ -43,7 +42,7 @@ pub(super) struct Alternates(Vec<(Vec<u8>, Vec<Vec<u8>>)>);
 impl Alternates {
     /// Notes the file of a repository.
     pub(super) fn note(&mut self, entry: &Entry, store: &Store) {
-        let Some(git_dir) = entry.path.strip_suffix(ALTERNATES) else { return };
+        let Some(git_dir) = entry.path.strip_suffix(git::ALTERNATES) else { return };
         let is_name = git_dir.is_empty() || git_dir.ends_with(b"/");
         if !is_name || entry.kind != EntryKind::File || entry.size > BYTES_MAX {
             return;
@@ -62,8 +61,8 @@ impl Alternates {
             }
         };
         // Quoted paths are rare.
-        let is_path = |line: &&[u8]| !line.is_empty() && !line.starts_with(b"#") && line[0] != b'"';
-        let lines = content.split(|byte| *byte == b'\n').filter(is_path).map(<[u8]>::to_vec);
+        let lines = git::alternates(&content).filter(|line| !line.starts_with(b"\""));
+        let lines = lines.map(<[u8]>::to_vec);
         let git_dir = git_dir.strip_suffix(b"/").unwrap_or(git_dir);
         self.0.push((git_dir.to_vec(), lines.collect()));
     }

@@ -14,9 +14,6 @@ use crate::tree::TreeReader;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// End of the path of the file that names the repositories whose objects a repository borrows.
-const ALTERNATES: &[u8] = b"objects/info/alternates";
-
 /// Changed git directories, by their paths in the tree.
 #[derive(Debug, Default)]
 pub(super) struct GitCaches(BTreeMap<Vec<u8>, Changes>);
@@ -83,7 +80,9 @@ impl GitCaches {
             // Their commit-graphs may name commits that were removed from another repository.
             false => TreeReader::within(root, prefix, store)
                 .flatten()
-                .filter(|entry| entry.path.ends_with(ALTERNATES) && options.selects(&entry.path))
+                .filter(|entry| {
+                    entry.path.ends_with(git::ALTERNATES) && options.selects(&entry.path)
+                })
                 .filter_map(|entry| Some(split(&entry.path)?.0.to_vec()))
                 .filter(|git_dir| !self.0.contains_key(git_dir))
                 .collect(),

@@ -629,10 +629,8 @@ fn has_objects(plan: &Plan, place: &Path) -> Result<bool> {
 /// Returns the paths in an alternates file.
 fn alternates(seen: Option<&Seen>) -> Vec<String> {
     let content = seen.and_then(|seen| seen.content.as_deref()).unwrap_or_default();
-    let text = String::from_utf8_lossy(content).into_owned();
-    let lines =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.map(str::to_owned).collect()
+    let lines = store::git::alternates(content);
+    lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
 }
 
 #[cfg(test)]

@@ -297,8 +297,10 @@ impl Examiner<'_> {
         if packs.target.is_some() {
             own.list(self.view, &packs.path, "pack")?;
         }
-        let borrows =
-            pieces.alternates.content().is_some_and(|content| lines(content).next().is_some());
+        let borrows = pieces
+            .alternates
+            .content()
+            .is_some_and(|content| store::git::alternates(content).next().is_some());
         if let Some(fault) = own.fault() {
             return damaged(fault);
         }
@@ -329,7 +331,7 @@ impl Examiner<'_> {
         }
         let place = self.view.place(dir);
         let mut is_missing = own.has(id, &place) == Some(false);
-        for line in lines(pieces.alternates.content().unwrap_or_default()) {
+        for line in store::git::alternates(pieces.alternates.content().unwrap_or_default()) {
             let borrowed = lexically(&place.join(OsStr::from_bytes(line)));
             let mut objects = Objects::default();
             objects.list(&View::Live, &borrowed, "")?;
@@ -512,12 +514,6 @@ pub(super) fn id_of(content: &[u8]) -> Option<String> {
 
 fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Returns the lines of an alternates file.
-fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
 /// Content of a `packed-refs`.
