@@ -1,5 +1,5 @@
 use super::Global;
-use super::instance;
+use super::instance::{self, InstanceOrKind};
 use crate::config::Config;
 use crate::exit::{Failure, with_hint};
 use crate::json::{InspectSummary, InspectedSnapshot};
@@ -44,20 +44,11 @@ Examples:
   forgekeep inspect --as docker-gitlab /srv/docker/gitlab/gitlab
   forgekeep inspect --as gitlab=998:998 /mnt/restored")]
 pub struct Inspect {
-    /// Name of the instance
-    #[arg(long, value_name = "NAME", required_unless_present = "kind_as")]
-    instance: Option<String>,
-    /// Inspect owners and modes of a directory, which needs no configuration
-    #[arg(
-        long = "as",
-        value_name = "KIND[=UID:GID]",
-        conflicts_with = "instance",
-        requires = "snapshot"
-    )]
-    kind_as: Option<OwnersAs>,
+    #[command(flatten)]
+    of: InstanceOrKind,
     /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms); with --as,
     /// a directory
-    #[arg(value_name = "SNAPSHOT|DIR")]
+    #[arg(id = "dir", value_name = "SNAPSHOT|DIR")]
     snapshot: Option<String>,
     #[command(flatten)]
     filter: Filter,
@@ -65,18 +56,13 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        if let Some(kind) = &self.kind_as {
+        if let Some(kind) = &self.of.kind_as {
             return self.directory(kind, ui);
         }
         match &self.snapshot {
             None => self.machine(global, ui),
             Some(wanted) => self.snapshot(wanted, global, ui),
         }
-    }
-
-    /// The name that is there without `--as`.
-    fn name(&self) -> &str {
-        self.instance.as_deref().unwrap_or_default()
     }
 
     /// Inspects a copy or a restored tree.
@@ -111,8 +97,8 @@ impl Inspect {
 
     fn machine(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = global.config.read()?;
-        let settings = config.instance(self.name())?;
-        let opened = open_store(&config, self.name(), global, ui);
+        let settings = config.instance(self.of.name())?;
+        let opened = open_store(&config, self.of.name(), global, ui);
         let (store, watch) = match opened {
             Some((store, watch)) => (Some(store), watch),
             None => (None, ui.watch("inspect")),
@@ -121,7 +107,7 @@ impl Inspect {
         let host = instance::host();
         let snapshots = store.as_ref().map(|store| Snapshots { store, host: &host });
         let look = || {
-            let site = Site { instance: self.name(), settings, progress, is_offline: false };
+            let site = Site { instance: self.of.name(), settings, progress, is_offline: false };
             let (plan, kind) = forge::overrides::plan(&site)?;
             let inspection = forge::session::inspect(&plan, kind, snapshots, progress)?;
             Ok::<_, forge::Error>((plan, inspection))
@@ -155,10 +141,10 @@ impl Inspect {
         // A machine that is being rebuilt may have no configuration yet.
         let place = match &global.store {
             Some(place) => place.clone(),
-            None => instance::place_of(&global.config.read()?, self.name(), global)?,
+            None => instance::place_of(&global.config.read()?, self.of.name(), global)?,
         };
         let (store, watch) = super::open(&place, ui, Purpose::Read, "inspect")?;
-        let name = self.name();
+        let name = self.of.name();
         let read = || {
             let found = select::find_of_instance(&store, &wanted, name, &self.filter)?;
             let (id, snapshot) = (&found.id, &found.snapshot);

@@ -11,6 +11,7 @@ use clap::Args;
 use forge::check::{Check, Verdict};
 use forge::kind::Site;
 use forge::manifest::{self, DIR, Manifest};
+use forge::owners::OwnersAs;
 use forge::plan::Absent;
 use forge::recovery::{Monitor, Record};
 use forge::session::{Job, Outcome};
@@ -22,6 +23,29 @@ use store::observe::{Event, Observer};
 use store::snapshot::Snapshot;
 use store::store::Store;
 use store::tree::Lookup;
+
+/// Options that choose an instance, or a directory without one: the argument `dir` of the command.
+#[derive(Debug, Args)]
+pub struct InstanceOrKind {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", required_unless_present = "kind_as")]
+    pub instance: Option<String>,
+    /// Kind of DIR, which needs no configuration
+    #[arg(
+        long = "as",
+        value_name = "KIND[=UID:GID]",
+        conflicts_with = "instance",
+        requires = "dir"
+    )]
+    pub kind_as: Option<OwnersAs>,
+}
+
+impl InstanceOrKind {
+    /// Returns the name, which is there without `--as`.
+    pub fn name(&self) -> &str {
+        self.instance.as_deref().unwrap_or_default()
+    }
+}
 
 /// Option that names the configuration.
 #[derive(Debug, Clone, Args)]

@@ -1,5 +1,6 @@
+use super::Global;
+use super::instance::{self, InstanceOrKind};
 use super::owner_options;
-use super::{Global, instance};
 use crate::exit::{Failure, with_hint};
 use crate::json::{Repaired, RepairedOwners};
 use crate::report::count;
@@ -8,7 +9,6 @@ use clap::{Args, Subcommand};
 use forge::check::Verdict;
 use forge::kind::Site;
 use forge::kind::mattermost::single_sign_on;
-use forge::owners::OwnersAs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use store::entry::display_path;
@@ -92,17 +92,8 @@ Examples:
   forgekeep repair owners --as docker-gitlab /srv/docker/gitlab/gitlab
   forgekeep repair owners --as docker-gitlab /srv/docker/gitlab/gitlab --owner-map undo.map")]
 pub struct Owners {
-    /// Name of the instance
-    #[arg(long, value_name = "NAME", required_unless_present = "kind_as")]
-    instance: Option<String>,
-    /// Repair a directory, which needs no configuration
-    #[arg(
-        long = "as",
-        value_name = "KIND[=UID:GID]",
-        conflicts_with = "instance",
-        requires = "dir"
-    )]
-    kind_as: Option<OwnersAs>,
+    #[command(flatten)]
+    of: InstanceOrKind,
     /// Root of the machine, or directory of all data
     #[arg(requires = "kind_as")]
     dir: Option<PathBuf>,
@@ -131,10 +122,10 @@ impl Owners {
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
-            let plan = match (&self.kind_as, &self.dir, &self.instance) {
-                (Some(kind), Some(dir), _) => kind.plan(dir)?,
-                (_, _, name) => {
-                    let name = name.as_deref().unwrap_or_default();
+            let plan = match (&self.of.kind_as, &self.dir) {
+                (Some(kind), Some(dir)) => kind.plan(dir)?,
+                _ => {
+                    let name = self.of.name();
                     let config = global.config.read()?;
                     let settings = config.instance(name)?;
                     let site = |is_offline| Site { instance: name, settings, progress, is_offline };
@@ -150,7 +141,7 @@ impl Owners {
         let repaired = repair();
         watch.end();
         let (notes, (check, repaired)) = repaired?;
-        if self.kind_as.is_some() {
+        if self.of.kind_as.is_some() {
             notes.iter().for_each(|note| ui.warn(note));
         }
         let undo = (repaired.changed > 0 && !self.dry_run).then(|| undo.display().to_string());
