@@ -94,7 +94,7 @@ fn faults_in_rules_end_a_restore_before_it_writes() {
     for (options, expected) in [
         (["--usermap", "daemon:no-such-user"], "user no-such-user does not exist"),
         (["--groupmap", "games"], "FROM:TO"),
-        (["--chmod", "u+q"], "is no change of a mode"),
+        (["--chmod", "u+q"], "is not a change of a mode"),
         (["--chown", ":"], "neither a user nor a group"),
         (["--owner-map", "missing"], "cannot read missing"),
     ] {

@@ -335,7 +335,7 @@ fn lists_searches_and_checks_are_narrowed_down() {
         (&gitlab.into(), &plain.into())
     );
     assert_eq!(diff["store"], "store");
-    // Damage in a snapshot that is not checked is no reason to call a segment superfluous.
+    // Damage in a snapshot that is not checked does not make a segment superfluous.
     for segment in sandbox.tool("find").args(["store/segments", "-type", "f"]).run().stdout.lines()
     {
         sandbox.write(segment, "damaged");

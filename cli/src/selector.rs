@@ -148,7 +148,7 @@ fn refused(text: &str, fault: &SelectorFault) -> Failure {
         (SelectorFault::Empty, _) if text.is_empty() => {
             "write an id, latest, or a date; a variable may be unset".to_owned()
         }
-        (SelectorFault::NoNumber, _) => "write latest~1 for the snapshot before the latest".into(),
+        (SelectorFault::NoNumber, _) => "latest~1 is the snapshot before the latest one".into(),
         (SelectorFault::Unknown, Some(close)) => {
             let before = &text[..text.len() - which.len()];
             format!("did you mean `{before}{close}`?")

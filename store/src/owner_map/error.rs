@@ -44,7 +44,7 @@ pub enum RuleError {
     #[error("it names neither a user nor a group")]
     NoOwner,
     /// A change of a mode is malformed.
-    #[error("`{0}` is no change of a mode; write for example u=rwX, g-w, D+s or F0640")]
+    #[error("`{0}` is not a change of a mode, such as u=rwX, g-w, D+s or F0640")]
     Mode(String),
     /// A section changes modes twice.
     #[error("the section has two lines for modes")]
