@@ -179,11 +179,12 @@ fn container(root: &Path, projects: &str) -> Runit {
     let service = root.join("containers");
     std::fs::create_dir_all(&service).expect("a directory");
     let dir = dir.display();
-    // The first process of a container ends those that it started, and waits for them.
+    // The first process of a container ends those that it started, and waits for them. A signal
+    // may come before it has started both.
     let run = format!(
-        "#!/bin/sh\nexec 2>&1\ntrap 'kill $puma $sidekiq' TERM\n\
+        "#!/bin/sh\nexec 2>&1\ntrap 'stop=1; kill $puma $sidekiq' TERM\n\
          chpst -u git {dir}/puma & puma=$!\nchpst -u git {dir}/sidekiq & sidekiq=$!\n\
-         wait\nwait\n"
+         [ -z \"$stop\" ] || kill $puma $sidekiq\nwait\nwait\n"
     );
     write_service(&service.join("gitlab"), &run);
     let containers = Runit::start(&service, &root.join("log/runsvdir"));
