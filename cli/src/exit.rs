@@ -304,7 +304,6 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::OwnersAs { .. } => {
             "nothing was changed; `forgekeep repair owners --help` has examples".into()
         }
-        E::UndoRules { .. } => "nothing was changed; give the path of a new file".into(),
         E::Busy(_) => "wait for the other run to end and try again".into(),
         E::Write { .. } => "check the disk and the permissions of the state directory".into(),
         E::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {

@@ -24,14 +24,6 @@ pub enum Error {
         /// The fault.
         reason: String,
     },
-    /// Rules that undo a change cannot be written.
-    #[error("cannot write {}: {source}", file.display())]
-    UndoRules {
-        /// File of the rules.
-        file: PathBuf,
-        /// Error of the operating system.
-        source: io::Error,
-    },
     /// A program could not be started.
     #[error("cannot start {command}: {source}")]
     Start {

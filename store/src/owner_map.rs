@@ -8,12 +8,16 @@ mod accounts;
 mod error;
 mod mode;
 mod record;
+mod record_file;
 mod rules;
 
+pub(crate) use accounts::name_of;
 pub use accounts::{Accounts, Class, SystemAccounts};
 pub use error::{LookupError, RuleError};
 pub use mode::ModeChanges;
 pub use record::{OwnerAndMode, Recorder};
+pub use record_file::RecordFile;
+pub(crate) use record_file::dir_of;
 
 use crate::acl::{self, Subject};
 use crate::entry::{Entry, EntryKind, LinkKey, Owner, display_path, is_within};
@@ -147,6 +151,8 @@ struct IdKey {
 #[derive(Debug, Clone, Copy)]
 struct Id {
     number: u32,
+    /// Number in an ACL, which cannot leave it as it is.
+    in_acl: u32,
     /// Index of the rule.
     rule: Option<usize>,
     /// Index of a disagreement.
@@ -199,7 +205,7 @@ impl OwnerMap {
             match rules::line(content).map_err(failed)? {
                 rules::Line::Section { path, is_exact } => {
                     let next = Layer { path: Some(path), is_exact, ..Layer::default() };
-                    self.add(std::mem::replace(&mut layer, next))?;
+                    self.add(std::mem::replace(&mut layer, next));
                 }
                 rules::Line::Rule(class, rule) => {
                     self.add_rule(&mut layer, &place, class, &rule)?;
@@ -213,7 +219,7 @@ impl OwnerMap {
                 }
             }
         }
-        self.add(layer)?;
+        self.add(layer);
         self.prepare()
     }
 
@@ -226,7 +232,8 @@ impl OwnerMap {
             let rule = rules::of_list(item).map_err(failed)?;
             self.add_rule(&mut layer, source, class, &rule)?;
         }
-        self.add(layer)
+        self.add(layer);
+        Ok(())
     }
 
     /// Adds `USER:GROUP`, of which one may be missing: the owner of all entries.
@@ -242,7 +249,8 @@ impl OwnerMap {
             let rule = rules::of_all(name).map_err(|reason| rule_error(source, owner, reason))?;
             self.add_rule(&mut layer, source, class, &rule)?;
         }
-        self.add(layer)
+        self.add(layer);
+        Ok(())
     }
 
     /// Adds changes of all modes, such as `D+s,o-rwx`.
@@ -250,15 +258,14 @@ impl OwnerMap {
         let parsed = ModeChanges::parse(changes);
         let parsed = parsed.map_err(|reason| rule_error(source, changes, reason))?;
         let rule = self.note_rule(source, &[b"mode ", changes].concat());
-        self.add(Layer { mode: Some((parsed, rule)), ..Layer::default() })
+        self.add(Layer { mode: Some((parsed, rule)), ..Layer::default() });
+        Ok(())
     }
 
-    fn add(&mut self, layer: Layer) -> Result<()> {
-        if layer.users.is_empty() && layer.groups.is_empty() && layer.mode.is_none() {
-            return Ok(());
+    fn add(&mut self, layer: Layer) {
+        if !layer.users.is_empty() || !layer.groups.is_empty() || layer.mode.is_some() {
+            self.layers.push(layer);
         }
-        self.layers.push(layer);
-        Ok(())
     }
 
     /// Prepares the patterns of all layers.
@@ -346,11 +353,7 @@ impl OwnerMap {
                 let id = self.id(state, set, class, number, name.map(|name| &name[..]));
                 rules.extend(id.rule);
                 disagreements.extend(id.disagreement);
-                match id.number {
-                    // An access list cannot leave an entry open.
-                    UNCHANGED => self.number_here(class, number, name.map(|name| &name[..])),
-                    number => number,
-                }
+                id.in_acl
             });
             let decided = [mapped.user, mapped.group];
             rules.retain(|rule| decided.iter().all(|id| id.rule != Some(*rule)));
@@ -508,7 +511,7 @@ impl OwnerMap {
                     Target::Number(number) => number,
                     Target::Shift { from, to } => to + (number - from),
                 };
-                Id { number, rule: Some(*at), disagreement: None }
+                Id { number, in_acl: number, rule: Some(*at), disagreement: None }
             }
             None => self.unmatched_id(state, class, number, name),
         };
@@ -519,12 +522,6 @@ impl OwnerMap {
         id
     }
 
-    /// Returns the number of the account of the same name on this machine, if there is one.
-    fn number_here(&self, class: Class, number: u32, name: Option<&[u8]>) -> u32 {
-        let found = name.and_then(|name| self.accounts.number(class, name).ok().flatten());
-        found.unwrap_or(number)
-    }
-
     fn unmatched_id(
         &self,
         state: &mut State,
@@ -533,8 +530,10 @@ impl OwnerMap {
         name: Option<&[u8]>,
     ) -> Id {
         let set = match (self.unmatched, name) {
-            (Unmatched::Unchanged, _) => {
-                return Id { number: UNCHANGED, rule: None, disagreement: None };
+            (Unmatched::Unchanged, name) => {
+                let here = name.and_then(|name| self.accounts.number(class, name).ok().flatten());
+                let in_acl = here.unwrap_or(number);
+                return Id { number: UNCHANGED, in_acl, rule: None, disagreement: None };
             }
             (Unmatched::ByName, Some(name)) => match self.accounts.number(class, name) {
                 Ok(found) => found.unwrap_or(number),
@@ -547,7 +546,7 @@ impl OwnerMap {
             },
             _ => number,
         };
-        let mut id = Id { number: set, rule: None, disagreement: None };
+        let mut id = Id { number: set, in_acl: set, rule: None, disagreement: None };
         let Some(name) = name else { return id };
         let here = if set == number { self.accounts.name(class, number) } else { None };
         let name_here = here.filter(|here| here != name);

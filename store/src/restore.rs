@@ -16,7 +16,6 @@ mod early_sync;
 mod git_caches;
 mod hidden_refs;
 mod output;
-mod owner_record;
 mod passages;
 mod runs;
 mod selection;
@@ -28,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
 use crate::observe::{Cause, Event, Reason};
-use crate::owner_map::OwnerMap;
+use crate::owner_map::{self, OwnerMap, RecordFile};
 use crate::skipped::Spared;
 use crate::source::{self, Stat};
 use crate::store::Store;
@@ -40,7 +39,6 @@ use borrowed::Alternates;
 use early_sync::EarlySync;
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
-use owner_record::OwnerRecord;
 use parking_lot::Mutex;
 use passages::Passages;
 use runs::GatherBuffer;
@@ -160,7 +158,7 @@ pub fn restore(
         target_dir.mark(b"");
     }
     let owner_record = options.owner_record.as_deref();
-    let owner_record = owner_record.map(|file| OwnerRecord::begin(file, target)).transpose()?;
+    let owner_record = owner_record.map(|file| record_file(file, target)).transpose()?;
     let mut restore = Restore {
         store,
         root: target.to_owned(),
@@ -220,6 +218,21 @@ pub fn restore(
         restore.target.sync().map_err(failed)?;
     }
     Ok(report)
+}
+
+/// Creates the file for the record of changed owners. Within the target, the restore could replace
+/// or delete it.
+fn record_file(file: &Path, target: &Path) -> Result<RecordFile> {
+    let look = || {
+        let (top, dir) = (target.canonicalize()?, owner_map::dir_of(file).canonicalize()?);
+        match top != Path::new("/") && dir.starts_with(&top) {
+            true => Err(io::Error::other("it would be inside the target of the restore")),
+            false => Ok(top),
+        }
+    };
+    let failed = |source| Error::OwnerRecord { file: file.to_owned(), source };
+    let top = look().map_err(failed)?;
+    RecordFile::create(file, &top)
 }
 
 /// Makes the target directory, and those that lead to it, unless it is there. One that gets
@@ -342,7 +355,7 @@ impl Top {
 }
 
 struct Restore<'a> {
-    owner_record: Option<OwnerRecord>,
+    owner_record: Option<RecordFile>,
     store: &'a Store,
     root: PathBuf,
     owners: Arc<OwnerMap>,

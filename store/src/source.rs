@@ -5,6 +5,7 @@
 
 use crate::acl::{AclNames, Subject};
 use crate::entry::{EntryKind, Owner, Time, Xattrs, display_path};
+use crate::owner_map::{Class, name_of};
 use crate::user_namespace;
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -707,29 +708,15 @@ fn known_name(
 }
 
 fn look_up(subject: Subject, failed: &impl Fn(String)) -> Option<Vec<u8>> {
-    use nix::unistd::{Group, User};
-    let (found, what, id) = match subject {
-        Subject::User(id) => {
-            (User::from_uid(id.into()).map(|user| user.map(|user| user.name)), "user", id)
-        }
-        Subject::Group(id) => {
-            (Group::from_gid(id.into()).map(|group| group.map(|group| group.name)), "group", id)
-        }
+    let (class, id) = match subject {
+        Subject::User(id) => (Class::User, id),
+        Subject::Group(id) => (Class::Group, id),
     };
-    let name = found.unwrap_or_else(|error| {
-        note_lookup(error, what, id, failed);
-        None
-    });
-    name.map(String::into_bytes)
-}
-
-/// Reports why a lookup failed, unless the number has no name.
-fn note_lookup(error: nix::Error, what: &str, id: u32, failed: &impl Fn(String)) {
-    use nix::errno::Errno::{EBADF, ENOENT, EPERM, ESRCH};
-    // Listed by getpwuid(3) for a number without a name.
-    if !matches!(error, ENOENT | ESRCH | EBADF | EPERM) {
+    name_of(class, id).unwrap_or_else(|error| {
+        let what = class.word();
         failed(format!("cannot look up the name of {what} {id}: {error}; storing only its number"));
-    }
+        None
+    })
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl OwnerOptions {
             let parts = parts(kind)?;
             if parts.is_empty() {
                 return Err(with_hint(
-                    format!("the snapshot has no data of {}", kind.kind),
+                    format!("the snapshot has no data of {}", kind.kind()),
                     "restore the directory of its data with SNAPSHOT:PATH, or use --owner-map",
                 ));
             }

@@ -308,7 +308,7 @@ fn parts_as(
     from: &[u8],
 ) -> Result<Vec<Part>, Failure> {
     let manifest = super::instance::manifest(store, id, snapshot)?;
-    if let Some(manifest) = manifest.filter(|manifest| manifest.kind == kind.kind) {
+    if let Some(manifest) = manifest.filter(|manifest| manifest.kind == kind.kind()) {
         let mut parts = manifest.parts;
         if let Some((uid, gid)) = kind.numbers {
             let main = forge::owners::main_account(&parts);

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A kind by name, and the numbers of its main account if the machine does not know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct OwnersAs {
-    /// Name of the kind.
-    pub kind: &'static str,
+    product: &'static Product,
     /// User and group.
     pub numbers: Option<(u32, u32)>,
 }
 
 /// A directory of a product.
+#[derive(Debug)]
 struct Row {
     name: &'static str,
     /// Path below the directory of all data.
@@ -74,6 +74,7 @@ const MATTERMOST: [Row; 3] = [
 const OF_GITLAB: &[&str] = &["repositories", "uploads"];
 
 /// A product whose owners are known.
+#[derive(Debug)]
 struct Product {
     kind: &'static str,
     /// Directory of all data below the root of a machine, if it is always the same.
@@ -85,7 +86,7 @@ struct Product {
     evidence: &'static [&'static str],
 }
 
-const PRODUCTS: [Product; 4] = [
+static PRODUCTS: [Product; 4] = [
     Product {
         kind: "gitlab",
         data: Some("var/opt/gitlab"),
@@ -126,7 +127,7 @@ impl FromStr for OwnersAs {
             None => (text, None),
         };
         let wrong = |reason: String| Error::OwnersAs { text: text.into(), reason };
-        let known = || PRODUCTS.map(|product| product.kind).join(", ");
+        let known = || PRODUCTS.each_ref().map(|product| product.kind).join(", ");
         let product = PRODUCTS.iter().find(|product| product.kind == kind);
         let product = product.ok_or_else(|| wrong(format!("known kinds are {}", known())))?;
         let parsed = numbers.map(|numbers| {
@@ -137,22 +138,27 @@ impl FromStr for OwnersAs {
         });
         match parsed {
             Some(None) => Err(wrong("numbers have the form KIND=UID:GID".into())),
-            parsed => Ok(OwnersAs { kind: product.kind, numbers: parsed.flatten() }),
+            parsed => Ok(OwnersAs { product, numbers: parsed.flatten() }),
         }
     }
 }
 
 impl OwnersAs {
+    /// Returns the name of the kind.
+    pub fn kind(&self) -> &'static str {
+        self.product.kind
+    }
+
     /// Returns a plan of the parts below a directory of this machine.
     pub fn plan(&self, dir: &Path) -> Result<Plan> {
         let dir = dir.canonicalize().map_err(|error| Error::OwnersAs {
             text: shown(dir),
             reason: format!("cannot open it: {error}"),
         })?;
-        let settings = serde_json::json!({ "kind": self.kind, "root": &dir });
+        let settings = serde_json::json!({ "kind": self.kind(), "root": &dir });
         let settings = serde_json::from_value(settings)
             .map_err(|error| Error::OwnersAs { text: shown(&dir), reason: error.to_string() })?;
-        let mut plan = Plan::new(self.kind, self.kind, &settings);
+        let mut plan = Plan::new(self.kind(), self.kind(), &settings);
         // A service may have put a link into its directory.
         let has_no_link = |path: &Path| {
             let above = path.ancestors().take_while(|path| **path != *dir);
@@ -167,7 +173,7 @@ impl OwnersAs {
         );
         if plan.parts.is_empty() {
             let reason =
-                format!("it has no data of {}; give its root or data directory", self.kind);
+                format!("it has no data of {}; give its root or data directory", self.kind());
             return Err(Error::OwnersAs { text: shown(&dir), reason });
         }
         Ok(plan)
@@ -177,16 +183,12 @@ impl OwnersAs {
     /// directory of all data. `exists` tells which paths are there. Empty if it is neither.
     pub fn parts(&self, dir: &Path, exists: &dyn Fn(&Path) -> bool) -> Vec<Part> {
         let parts = self.all_parts(dir, exists);
-        let product = PRODUCTS.iter().find(|product| product.kind == self.kind);
-        let is_evidence =
-            |part: &Part| product.is_some_and(|product| product.evidence.contains(&&*part.name));
+        let is_evidence = |part: &Part| self.product.evidence.contains(&&*part.name);
         if parts.iter().any(is_evidence) { parts } else { Vec::new() }
     }
 
     fn all_parts(&self, dir: &Path, exists: &dyn Fn(&Path) -> bool) -> Vec<Part> {
-        let Some(product) = PRODUCTS.iter().find(|product| product.kind == self.kind) else {
-            return Vec::new();
-        };
+        let product = self.product;
         let below = product.data.map(|data| dir.join(data)).filter(|data| exists(data));
         let data = below.unwrap_or_else(|| dir.to_owned());
         let main = match self.numbers {
@@ -194,52 +196,43 @@ impl OwnersAs {
             None => product.account.to_owned(),
         };
         let mut parts = Vec::new();
-        let mut add = |name: &str, path: PathBuf, owner: &str, phase| {
+        let mut add = |name: &str, path: PathBuf, owner: Option<&str>, phase| {
             if exists(&path) {
-                parts.push(Part { owner: Some(owner.into()), phase, ..unowned(name, path) });
+                parts.push(Part {
+                    name: name.into(),
+                    about: String::new(),
+                    paths: vec![path],
+                    links: Vec::new(),
+                    phase,
+                    is_required: false,
+                    needs_all: false,
+                    owner: owner.map(str::to_owned),
+                    exclude: Vec::new(),
+                });
             }
         };
         if product.kind != MATTERMOST_KIND {
-            add("config", dir.join(CONFIG), ROOT, Phase::Files);
-            add("secrets", dir.join(CONFIG).join("gitlab-secrets.json"), ROOT, Phase::Files);
+            add("config", dir.join(CONFIG), Some(ROOT), Phase::Files);
+            add("secrets", dir.join(CONFIG).join("gitlab-secrets.json"), Some(ROOT), Phase::Files);
             for storage in STORAGES {
-                add("repositories", data.join(storage), &main, Phase::Repositories);
-                add("repositories-pools", data.join(storage).join("@pools"), &main, Phase::Pools);
+                add("repositories", data.join(storage), Some(&main), Phase::Repositories);
+                add(
+                    "repositories-pools",
+                    data.join(storage).join("@pools"),
+                    Some(&main),
+                    Phase::Pools,
+                );
             }
         }
         for row in product.rows {
-            // The other accounts of a container are unknown outside.
-            let is_named = row.user == ROOT || product.account == "git" && !row.user.is_empty();
-            let owner = if is_named { row.user } else { &main };
-            if row.user.is_empty() || is_named {
-                add(row.name, data.join(row.path), owner, Phase::Files);
-            }
-        }
-        // Those of a container that nobody outside knows stay as they are.
-        if product.account != "git" && !parts.is_empty() {
-            for row in product.rows.iter().filter(|row| !["", ROOT].contains(&row.user)) {
-                let path = data.join(row.path);
-                if exists(&path) {
-                    parts.push(unowned(row.name, path));
-                }
-            }
+            let owner = match row.user {
+                "" => Some(&*main),
+                // The other accounts of a container are unknown outside.
+                user => (user == ROOT || product.account == "git").then_some(user),
+            };
+            add(row.name, data.join(row.path), owner, Phase::Files);
         }
         parts
-    }
-}
-
-/// Returns a part whose owner is unknown.
-fn unowned(name: &str, path: PathBuf) -> Part {
-    Part {
-        name: name.into(),
-        about: String::new(),
-        paths: vec![path],
-        links: Vec::new(),
-        phase: Phase::Files,
-        is_required: false,
-        needs_all: false,
-        owner: None,
-        exclude: Vec::new(),
     }
 }
 
@@ -250,7 +243,7 @@ mod tests {
     #[test]
     fn a_kind_may_have_numbers() {
         let parsed: OwnersAs = "docker-gitlab=1005:1006".parse().expect("a kind");
-        assert_eq!(parsed, OwnersAs { kind: "docker-gitlab", numbers: Some((1005, 1006)) });
+        assert_eq!((parsed.kind(), parsed.numbers), ("docker-gitlab", Some((1005, 1006))));
         assert_eq!("gitlab".parse::<OwnersAs>().expect("a kind").numbers, None);
         for text in ["plain", "gitlab=", "gitlab=git:git", "gitlab=1", ""] {
             assert!(text.parse::<OwnersAs>().is_err(), "{text}");

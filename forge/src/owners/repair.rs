@@ -1,19 +1,20 @@
 //! Sets owners and modes on this machine.
 
 use super::{Visited, owner_and_mode};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmod, chownat, fstat, openat};
 use rustix::process::{Gid, Uid};
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
-use std::io::{self, BufWriter};
+use std::fs::Metadata;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use store::entry::{Entry, EntryKind, Owner};
-use store::owner_map::{Class, OwnerAndMode, OwnerMap, Recorder, SystemAccounts, Unmatched};
+use store::backup::tree_path;
+use store::entry::{Entry, EntryKind};
+use store::owner_map::{OwnerAndMode, OwnerMap, RecordFile, SystemAccounts, Unmatched};
+use store::source::Owners;
 
 /// Changed paths that are named.
 const NAMED: usize = 10;
@@ -55,6 +56,8 @@ impl LinkNames {
 pub(super) struct Repair<'a> {
     /// Rules that replace the needs of the product.
     rules: Option<&'a OwnerMap>,
+    /// Names of users and groups.
+    known: Owners,
     pass: Pass,
     /// Names that an earlier pass met; empty in the first pass.
     names: LinkNames,
@@ -66,7 +69,7 @@ pub(super) enum Pass {
     /// Counts the changes.
     Count,
     /// Writes rules that undo the changes to a file.
-    Record(PathBuf, Recorder<BufWriter<File>>),
+    Record(PathBuf, RecordFile),
     /// Makes the changes.
     Change,
 }
@@ -74,27 +77,20 @@ pub(super) enum Pass {
 impl Pass {
     /// Begins a pass that creates the file.
     pub(super) fn record(file: &Path) -> Result<Pass> {
-        let created = File::create_new(file).map(BufWriter::new);
-        let recorder = created.and_then(|out| Recorder::new(Path::new("/"), out));
-        let recorder = recorder.map_err(|error| unwritten(file, error))?;
-        Ok(Pass::Record(file.to_owned(), recorder))
+        Ok(Pass::Record(file.to_owned(), RecordFile::create(file, Path::new("/"))?))
     }
-}
-
-fn unwritten(file: &Path, source: io::Error) -> Error {
-    Error::UndoRules { file: file.to_owned(), source }
 }
 
 impl<'a> Repair<'a> {
     pub(super) fn begin(rules: Option<&'a OwnerMap>, pass: Pass, names: LinkNames) -> Repair<'a> {
-        Repair { rules, pass, names, repaired: Repaired::default() }
+        Repair { rules, known: Owners::default(), pass, names, repaired: Repaired::default() }
     }
 
     /// Handles a path. Parents come before their content.
     pub(super) fn visit(&mut self, visited: &Visited<'_>) -> Result<()> {
         let before = owner_and_mode(visited.metadata);
         let mut wanted = match self.rules {
-            Some(rules) => by_rules(rules, visited, before),
+            Some(rules) => by_rules(rules, &self.known, visited, before),
             None => visited.wanted,
         };
         self.repaired.looked_at += 1;
@@ -106,14 +102,12 @@ impl<'a> Repair<'a> {
             let error = io::Error::other("it has another name outside of these directories");
             self.repaired.failed.push((visited.path.to_owned(), error));
         }
-        if let Pass::Record(file, recorder) = &mut self.pass {
-            let path = visited.path.strip_prefix("/").unwrap_or(visited.path);
-            let (path, kind) = (path.as_os_str().as_bytes(), kind(visited));
-            let added = match visited.is_alone {
-                true => recorder.add_alone(path, kind, before, wanted),
-                false => recorder.add(path, kind, before, wanted),
-            };
-            added.map_err(|error| unwritten(file, error))?;
+        if let Pass::Record(_, record) = &mut self.pass {
+            let (path, kind) = (tree_path(visited.path), kind(visited));
+            match visited.is_alone {
+                true => record.add_alone(&path, kind, before, wanted)?,
+                false => record.add(&path, kind, before, wanted)?,
+            }
         }
         if before == wanted {
             return Ok(());
@@ -134,17 +128,11 @@ impl<'a> Repair<'a> {
 
     /// Ends the pass. A record is on disk then, or gone if there is nothing to undo.
     pub(super) fn finish(self) -> Result<Repaired> {
-        if let Pass::Record(file, recorder) = self.pass {
-            let finish = || {
-                recorder.finish()?;
-                if self.repaired.changed == 0 {
-                    return std::fs::remove_file(&file);
-                }
-                let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
-                File::open(&file)?.sync_all()?;
-                File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
-            };
-            finish().map_err(|error| unwritten(&file, error))?;
+        if let Pass::Record(file, record) = self.pass
+            && record.finish()? == 0
+        {
+            std::fs::remove_file(&file)
+                .map_err(|source| store::Error::OwnerRecord { file, source })?;
         }
         Ok(self.repaired)
     }
@@ -158,19 +146,19 @@ fn kind(visited: &Visited<'_>) -> EntryKind {
     }
 }
 
-fn by_rules(rules: &OwnerMap, visited: &Visited<'_>, is: OwnerAndMode) -> OwnerAndMode {
-    use store::owner_map::Accounts as _;
-    let path = visited.path.strip_prefix("/").unwrap_or(visited.path);
-    let owner = Owner {
-        uid: is.uid,
-        gid: is.gid,
-        user: SystemAccounts.name(Class::User, is.uid),
-        group: SystemAccounts.name(Class::Group, is.gid),
-    };
-    let path = path.as_os_str().as_bytes().to_vec();
-    let mut entry = Entry { owner: Arc::new(owner), ..Entry::new(path, kind(visited), is.mode) };
+/// Returns the owner and mode that rules give to a path. A number without a name matches no rule for
+/// a name.
+fn by_rules(
+    rules: &OwnerMap,
+    names: &Owners,
+    visited: &Visited<'_>,
+    is: OwnerAndMode,
+) -> OwnerAndMode {
+    let owner = names.get(is.uid, is.gid, |_| {});
+    let path = tree_path(visited.path);
+    let mut entry = Entry { owner, ..Entry::new(path, kind(visited), is.mode) };
     rules.apply(&mut entry);
-    OwnerAndMode { uid: entry.owner.uid, gid: entry.owner.gid, mode: entry.mode }
+    OwnerAndMode::of(&entry)
 }
 
 /// Sets owner and mode of a path, if it is still the object that was looked at.

@@ -52,15 +52,25 @@ impl Accounts for SystemAccounts {
     }
 
     fn name(&self, class: Class, number: u32) -> Option<Vec<u8>> {
-        let name = match class {
-            Class::User => User::from_uid(Uid::from_raw(number)).ok()?.map(|user| user.name),
-            Class::Group => Group::from_gid(Gid::from_raw(number)).ok()?.map(|group| group.name),
-        };
-        name.map(String::into_bytes)
+        name_of(class, number).ok().flatten()
     }
 }
 
-/// Returns true for the errors that getpwnam(3) lists for a name that does not exist.
+/// Returns the name of a number on this machine; `None` if it has none.
+pub(crate) fn name_of(class: Class, number: u32) -> nix::Result<Option<Vec<u8>>> {
+    let found = match class {
+        Class::User => User::from_uid(Uid::from_raw(number)).map(|user| user.map(|user| user.name)),
+        Class::Group => {
+            Group::from_gid(Gid::from_raw(number)).map(|group| group.map(|group| group.name))
+        }
+    };
+    match found {
+        Err(error) if is_unknown(error) => Ok(None),
+        found => Ok(found?.map(String::into_bytes)),
+    }
+}
+
+/// Returns true for the errors that getpwnam(3) lists for a name or number that does not exist.
 fn is_unknown(error: nix::Error) -> bool {
     use nix::errno::Errno::{EBADF, ENOENT, EPERM, ESRCH};
     matches!(error, ENOENT | ESRCH | EBADF | EPERM)

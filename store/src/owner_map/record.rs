@@ -1,6 +1,6 @@
 //! Record of changed owners and modes, as rules that change them back.
 
-use crate::entry::{EntryKind, is_within};
+use crate::entry::{Entry, EntryKind, is_within};
 use crate::glob::escape;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,6 +16,13 @@ pub struct OwnerAndMode {
     pub gid: u32,
     /// Permission bits.
     pub mode: u32,
+}
+
+impl OwnerAndMode {
+    /// Returns owner and mode of an entry.
+    pub fn of(entry: &Entry) -> OwnerAndMode {
+        OwnerAndMode { uid: entry.owner.uid, gid: entry.owner.gid, mode: entry.mode }
+    }
 }
 
 /// Writes rules that give every path its former owner and mode again.
@@ -186,7 +193,7 @@ impl Undo {
 mod tests {
     use super::*;
     use crate::arbitrary::cases;
-    use crate::entry::{Entry, Owner, path_cmp};
+    use crate::entry::{Owner, path_cmp};
     use crate::owner_map::{OwnerMap, SystemAccounts, Unmatched};
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -232,9 +239,7 @@ mod tests {
                     ..Entry::new(tree_path, kind(path), after.mode)
                 };
                 map.apply(&mut entry);
-                let found =
-                    OwnerAndMode { uid: entry.owner.uid, gid: entry.owner.gid, mode: entry.mode };
-                prop_assert_eq!(found, *before, "{:?}\n{}", path.escape_ascii().to_string(), String::from_utf8_lossy(&text));
+                prop_assert_eq!(OwnerAndMode::of(&entry), *before, "{:?}\n{}", path.escape_ascii().to_string(), String::from_utf8_lossy(&text));
             }
         }
     }

@@ -67,11 +67,11 @@ pub(super) struct OtherName {
 impl Restore<'_> {
     /// Adds the next entry of the tree to the window.
     pub(super) fn take(&mut self, mut entry: Entry) -> Result<()> {
-        let before = state(&entry);
+        let before = OwnerAndMode::of(&entry);
         self.owners.apply(&mut entry);
         if let Some(record) = &mut self.owner_record {
             let path = relative(&entry.path, &self.prefix);
-            record.add(path, entry.kind, before, state(&entry))?;
+            record.add(path, entry.kind, before, OwnerAndMode::of(&entry))?;
         }
         if entry.path == self.prefix {
             self.open_top(entry);
@@ -403,10 +403,6 @@ fn is_link_impossible(error: &io::Error) -> bool {
     [Errno::PERM, Errno::MLINK, Errno::XDEV, Errno::NOTSUP, Errno::NOSYS, Errno::NOENT]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-fn state(entry: &Entry) -> OwnerAndMode {
-    OwnerAndMode { uid: entry.owner.uid, gid: entry.owner.gid, mode: entry.mode }
 }
 
 /// Returns the approximate bytes of memory that a waiting entry takes.
