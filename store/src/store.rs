@@ -551,6 +551,14 @@ fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>>
     Ok(ids.filter(|(id, _)| id.as_bytes()[0] == shard).collect())
 }
 
+/// Returns the slice of segments in one shard. `id` returns the id that they are sorted by.
+fn of_shard<T>(sorted: &[T], shard: u8, id: impl Fn(&T) -> &SegmentId) -> &[T] {
+    let shard_of = |segment: &T| id(segment).as_bytes()[0];
+    let start = sorted.partition_point(|segment| shard_of(segment) < shard);
+    let len = sorted[start..].partition_point(|segment| shard_of(segment) == shard);
+    &sorted[start..start + len]
+}
+
 /// Returns the ids of the segments of one shard, sorted.
 fn segment_ids(backend: &dyn Backend, shard: u8) -> Result<Vec<SegmentId>> {
     let names = look_into_shard(backend, shard, |dir| backend.names(dir))?;
@@ -811,18 +819,22 @@ impl Opening<'_> {
     /// A reader does without a directory that cannot be listed. It compares lengths only if the
     /// ids differ, because it verifies every chunk that it reads.
     fn reconcile(&self, index: &Index, purpose: Purpose) -> Result<Option<SegmentId>> {
+        // The index is read before the listings: a segment published in between is new, not missing.
+        let ids = if purpose == Purpose::Read { index.segment_ids()? } else { Vec::new() };
+        let mut segments = None;
         for shard in 0..=255 {
             if purpose == Purpose::Read {
-                // In this order, as below.
-                let known = index.segment_ids(shard)?;
                 let listed = segment_ids(self.backend, shard);
                 match self.without_unlisted(shard, purpose, listed)? {
-                    Some(listed) if listed != known => {}
+                    Some(listed) if listed != of_shard(&ids, shard, |id| id) => {}
                     _ => continue,
                 }
             }
-            // In this order: a segment published between the two calls is new, not missing.
-            let known = index.segments(shard)?;
+            let segments = match &mut segments {
+                Some(segments) => segments,
+                unread => unread.insert(index.segments()?),
+            };
+            let known = of_shard(segments, shard, |segment| &segment.id);
             let Some(listed) = self.list_shard(shard, purpose)? else { continue };
             let is_there = |segment: &&Segment| {
                 let at = listed.binary_search_by_key(&segment.id, |(id, _)| *id);

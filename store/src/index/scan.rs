@@ -3,7 +3,7 @@
 //! One pass over a large index costs far less than a look-up of each chunk, because the ids are
 //! hashes: each look-up reads another page.
 
-use super::{Index, shard_range};
+use super::Index;
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::segment::Row;
@@ -90,6 +90,13 @@ impl Index {
         }
         Ok(sums)
     }
+}
+
+/// Returns the first and the last possible id that begins with `shard`.
+fn shard_range(shard: u8) -> [[u8; 32]; 2] {
+    let (mut from, mut to) = ([0; 32], [0xFF; 32]);
+    (from[0], to[0]) = (shard, shard);
+    [from, to]
 }
 
 #[cfg(test)]
