@@ -55,6 +55,8 @@ mod owners;
 mod power_loss;
 /// A fault of one source path costs only that path.
 mod reading;
+/// Whole instances from a snapshot.
+mod rebuild;
 /// Paths that a restore removes, keeps and leaves behind.
 mod restore;
 /// Changed files are stored as their new bytes.

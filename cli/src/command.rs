@@ -20,6 +20,7 @@ mod man;
 mod notify;
 mod owner_options;
 mod projects;
+mod rebuild;
 mod recover;
 mod reference;
 mod repair;
@@ -190,6 +191,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(config::Config),
     Detect(detect::Detect),
+    Rebuild(rebuild::Rebuild),
     Recover(recover::Recover),
     #[command(subcommand)]
     Repair(repair::Repair),
@@ -241,6 +243,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Projects(command) => command.run(global, ui),
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),
+        Command::Rebuild(command) => command.run(global, ui),
         Command::Recover(command) => command.run(global, ui),
         Command::Repair(command) => command.run(global, ui),
         Command::Schedule(command) => command.run(global, ui),

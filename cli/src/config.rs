@@ -52,7 +52,8 @@ fn five_minutes() -> Limit {
     Limit(Duration::from_secs(5 * 60))
 }
 
-fn state() -> PathBuf {
+/// Returns the state directory of a machine without a configuration.
+pub fn state() -> PathBuf {
     "/var/lib/forgekeep".into()
 }
 

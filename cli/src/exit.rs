@@ -301,6 +301,23 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::Record { instance, .. } => format!(
             "start the services by hand, then drop the record with `forgekeep recover --forget --instance {instance}`"
         ),
+        E::OtherVersion { image: Some(image), .. } => format!("start the container from image {image}"),
+        E::OtherVersion { then, image: None, .. } => {
+            format!("install exactly {then}; GitLab's package repository has all old versions")
+        }
+        E::OlderServer { then, .. } => format!("install PostgreSQL {then} or newer"),
+        E::NotLoaded { .. } => {
+            "the database that was here before is kept under its new name; mend the cause, such as a \
+             missing extension, and run the command again: it loads this database anew"
+                .into()
+        }
+        E::NotRestored { .. } => "mend the cause and run the command again".into(),
+        E::NoSpaceFor { .. } => "nothing was changed; make space there".into(),
+        E::InTheWay { .. } => "nothing was changed; move it, or copy the store elsewhere".into(),
+        E::Unfinished { instance, .. } => format!(
+            "run `forgekeep rebuild {instance}` to its end; if the instance is in use again, forget it \
+             with `forgekeep rebuild {instance} --forget`"
+        ),
         E::OwnersAs { .. } => {
             "nothing was changed; `forgekeep repair owners --help` has examples".into()
         }

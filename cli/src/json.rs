@@ -7,6 +7,7 @@ use forge::catalogue::Project;
 use forge::check::{Check, Verdict};
 use forge::manifest::Manifest;
 use forge::plan::{Absent, Database, Part, Product, SkippedPath};
+use forge::rebuild::Stage;
 use forge::service::step::Step;
 use forge::settings::Mode;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -44,7 +45,7 @@ lines! {
     "all commands" "exit_error" ExitError<'_>,
     "backup" "summary" RunRecord,
     "backup, inspect" "missing_part" Absent,
-    "backup, inspect, drill" "check" Check,
+    "backup, inspect, drill, rebuild" "check" Check,
     "check" "damage" DamagedObject<'_>,
     "check" "loss" LostPath<'_>,
     "check" "summary" CheckSummary<'_>,
@@ -66,6 +67,9 @@ lines! {
     "notify test" "notified" Notified<'_>,
     "projects" "project" ProjectLine<'_>,
     "projects" "summary" ProjectSummary,
+    "rebuild" "stage" RebuildStage<'_>,
+    "rebuild" "moved" MovedAside<'_>,
+    "rebuild" "summary" RebuildSummary<'_>,
     "recover" "recovered" Recovered<'_>,
     "recover --forget" "forgotten" Forgotten<'_>,
     "repair owners" "repaired_owners" RepairedOwners<'_>,
@@ -635,6 +639,43 @@ pub struct DrilledRepository<'a> {
     pub verdict: Verdict,
     /// The fault, or the reason.
     pub reason: &'a str,
+}
+
+/// What a stage of a rebuild did, or would do.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RebuildStage<'a> {
+    /// The stage.
+    pub stage: Stage,
+    /// Text for people.
+    pub text: &'a str,
+    /// True if nothing is changed because of `--dry-run`.
+    pub dry_run: bool,
+}
+
+/// Data of this machine that a rebuild renamed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct MovedAside<'a> {
+    /// Old place, or the old name of a database.
+    pub from: &'a str,
+    /// New place or name.
+    pub to: &'a str,
+}
+
+/// Result of a rebuild.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RebuildSummary<'a> {
+    /// Location of the store.
+    pub store: String,
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Id of the snapshot.
+    pub snapshot: &'a str,
+    /// True if no check found a fault.
+    pub is_good: bool,
+    /// True if nothing was changed because of `--dry-run`.
+    pub dry_run: bool,
+    /// Commands that the admin runs next.
+    pub left: &'a [String],
 }
 
 /// Result of a drill.

@@ -166,6 +166,71 @@ pub enum Error {
         /// Name of the user.
         user: String,
     },
+    /// Another version or edition of the product is installed than that of a snapshot.
+    #[error("the snapshot is of {then}, and {here} is installed here")]
+    OtherVersion {
+        /// Product of the snapshot, with version and edition.
+        then: String,
+        /// Product of this machine.
+        here: String,
+        /// Image of the container in the snapshot.
+        image: Option<String>,
+    },
+    /// The database server is older than that of a snapshot.
+    #[error(
+        "the snapshot is of a PostgreSQL {then} server, and the server here has version {here}"
+    )]
+    OlderServer {
+        /// Major version in the snapshot.
+        then: u32,
+        /// Major version of the server.
+        here: u32,
+    },
+    /// A database could not be loaded completely.
+    #[error("database {database} was not loaded completely: {text}{}", listed(examples))]
+    NotLoaded {
+        /// Name of the database.
+        database: String,
+        /// Result of the comparison.
+        text: String,
+        /// First faults.
+        examples: Vec<String>,
+    },
+    /// Some files could not be restored; each was reported.
+    #[error("{count} paths could not be restored completely; see the warnings above")]
+    NotRestored {
+        /// Number of paths.
+        count: u64,
+    },
+    /// A file system has too little space for the files of a snapshot.
+    #[error(
+        "the files need {} MiB at {}, which has {} MiB free",
+        needed.div_ceil(1 << 20), place.display(), free >> 20
+    )]
+    NoSpaceFor {
+        /// A directory of the file system.
+        place: PathBuf,
+        /// Needed space in bytes.
+        needed: u64,
+        /// Free space in bytes.
+        free: u64,
+    },
+    /// A directory that a rebuild would move contains something that must stay.
+    #[error("{what} is in {}, which the rebuild would move", dir.display())]
+    InTheWay {
+        /// What must stay.
+        what: String,
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A rebuild of the instance is not finished.
+    #[error("the rebuild of instance {instance} from snapshot {snapshot} is not finished")]
+    Unfinished {
+        /// Name of the instance.
+        instance: String,
+        /// Short id of the snapshot.
+        snapshot: String,
+    },
     /// A secret could not be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -232,6 +297,11 @@ impl Error {
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Error::Store(store::Error::Interrupted))
     }
+}
+
+/// Formats first faults after a colon.
+fn listed(examples: &[String]) -> String {
+    if examples.is_empty() { String::new() } else { format!(": {}", examples.join("; ")) }
 }
 
 /// Formats a limit for messages, in seconds or minutes.

@@ -45,6 +45,11 @@ pub trait Kind: Sync {
         Vec::new()
     }
 
+    /// Returns the steps of a rebuild that only this product has.
+    fn rebuilding(&self) -> Rebuilding {
+        Rebuilding::default()
+    }
+
     /// Fills the plan with the parts of an instance.
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()>;
 
@@ -93,6 +98,22 @@ pub trait Kind: Sync {
         let Some(kind) = self.shares_with() else { return Ok(Vec::new()) };
         kind.check(plan, catalogue, view, earlier)
     }
+}
+
+/// Steps of a rebuild beside files and databases.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rebuilding {
+    /// Names of the parts that are restored first: configuration and secrets, without which the
+    /// product would make new ones.
+    pub first: &'static [&'static str],
+    /// Names of the parts that the product makes itself.
+    pub remade: &'static [&'static str],
+    /// Arguments with which the supervisor's program applies the configuration.
+    pub configure: Option<&'static [&'static str]>,
+    /// Services that run while databases are loaded.
+    pub up: &'static [&'static str],
+    /// Commands that the admin runs at the end. `{rake}` is the program beside `gitlab-ctl`.
+    pub left: &'static [&'static str],
 }
 
 /// Finds a kind by name.

@@ -46,4 +46,6 @@ pub mod recovery;
 
 pub mod session;
 
+pub mod rebuild;
+
 pub use error::{Error, Result};

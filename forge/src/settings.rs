@@ -68,6 +68,15 @@ pub struct Settings {
     pub keys: KeysSettings,
 }
 
+impl Settings {
+    /// Returns the default settings of a kind, for a machine without a configuration.
+    pub fn of_kind(kind: &str) -> Settings {
+        let fields = [("kind", kind)].into_iter();
+        let fields = serde::de::value::MapDeserializer::<_, serde::de::value::Error>::new(fields);
+        Settings::deserialize(fields).expect("every other field has a default")
+    }
+}
+
 fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a path or a list of paths")]

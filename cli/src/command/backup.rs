@@ -258,6 +258,9 @@ impl Backup {
         let place = instance::place_of(&config, name, global);
         let store = place.as_ref().ok().map(|place| place.display().to_string());
         let work = |record: &mut Record| {
+            if !self.dry_run {
+                instance::expect_no_rebuild(&config.state, name)?;
+            }
             // Services must run again even if the store is missing.
             let left =
                 if self.dry_run { None } else { instance::work_off(record, &notifications, ui) };

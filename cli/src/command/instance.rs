@@ -178,6 +178,17 @@ pub fn backup(
     Ok(forge::session::backup(job, record)?)
 }
 
+/// Fails if a rebuild of the instance is not finished: a backup would copy half an instance.
+pub fn expect_no_rebuild(state: &Path, name: &str) -> Result<(), Failure> {
+    match forge::rebuild::Record::unfinished(state, name)? {
+        None => Ok(()),
+        Some(id) => {
+            let (instance, snapshot) = (name.to_owned(), id[..id.len().min(8)].to_owned());
+            Err(forge::Error::Unfinished { instance, snapshot }.into())
+        }
+    }
+}
+
 /// Finishes the steps that a killed run left, before the next run. Returns an error message for the
 /// notifications: a failure must not cost a night's backup.
 pub fn work_off(record: &mut Record, notifications: &Notifications<'_>, ui: &Ui) -> Option<String> {

@@ -27,7 +27,7 @@ const SUPERUSER: &str = "forgekeep_drill";
 /// Longest path of the directory of a socket in bytes: the kernel allows 107 with the file name.
 const SOCKET_DIR_MAX: usize = 90;
 /// Start of a dump in the custom format.
-const MAGIC: &[u8] = b"PGDMP";
+pub(crate) const MAGIC: &[u8] = b"PGDMP";
 /// Time for the server to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Settings of the server. Its data may be lost.
@@ -44,7 +44,7 @@ const SETTINGS: [&str; 10] = [
     "logging_collector=off",
 ];
 /// Runs a command with its errors on standard output, and prints its exit code last.
-const WITH_ERRORS: &str = "\"$@\" 2>&1; echo \"exit $?\"";
+pub(crate) const WITH_ERRORS: &str = "\"$@\" 2>&1; echo \"exit $?\"";
 
 /// Programs of an installed PostgreSQL server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -226,15 +226,16 @@ fn starts_with(file: &Path, magic: &[u8]) -> Result<bool> {
 
 /// Result of loading a dump.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Loaded {
-    errors: Vec<String>,
+pub(crate) struct Loaded {
+    /// Errors that count.
+    pub(crate) errors: Vec<String>,
     /// Number of harmless errors.
-    harmless: u64,
+    pub(crate) harmless: u64,
 }
 
 impl Loaded {
     /// Collects the errors in the output of a client.
-    fn parse(output: &str) -> Loaded {
+    pub(crate) fn parse(output: &str) -> Loaded {
         let mut loaded = Loaded::default();
         let mut exit = "no exit code";
         for line in output.lines() {
@@ -265,7 +266,7 @@ fn is_harmless(line: &str) -> bool {
 }
 
 /// Compares a loaded database with the counts of the backup.
-fn judge(name: &str, loaded: &Loaded, counted: &[Rows], rows: &[Rows]) -> Check {
+pub(crate) fn judge(name: &str, loaded: &Loaded, counted: &[Rows], rows: &[Rows]) -> Check {
     let found: BTreeMap<&str, u64> = rows.iter().map(|of| (&of.table[..], of.rows)).collect();
     let mut wrong = Vec::new();
     for Rows { table, rows } in counted {

@@ -51,18 +51,22 @@ pub struct Git<'a> {
 impl<'a> Git<'a> {
     /// Finds git. Returns `None` if it is not installed.
     pub fn find(scratch: &'a Scratch, progress: &'a Progress) -> Option<Git<'a>> {
+        Git::of_machine(scratch.user(), progress)
+    }
+
+    /// Finds git, to run it as a user; as our own if not given.
+    pub fn of_machine(user: Option<&'a str>, progress: &'a Progress) -> Option<Git<'a>> {
         let places = PATH.split(':').chain([EMBEDDED]).map(|dir| Path::new(dir).join("git"));
         let program = places.into_iter().find(|place| place.exists())?;
-        Some(Git { program, user: scratch.user(), progress })
+        Some(Git { program, user, progress })
     }
 
     /// Checks all objects of a repository, and compares its references with those that it should
     /// have.
     pub fn examine(&self, dir: &Path, wanted: Option<&Names>, limit: Duration) -> Result<Finding> {
-        let fsck = ["fsck", "--full", "--no-dangling", "--no-progress"];
-        match self.command(dir, &fsck, limit)?.output(self.progress) {
-            Ok(_) => {}
-            Err(error) => return finding(error, "git fsck"),
+        match self.fsck(dir, limit)? {
+            Finding::Sound(_) => {}
+            other => return Ok(other),
         }
         let Some(wanted) = wanted else {
             let reason = "the references in the snapshot cannot be read for a comparison";
@@ -75,6 +79,15 @@ impl<'a> Git<'a> {
                 None => Finding::Sound(wanted.len() as u64),
             }),
             Err(error) => finding(error, "git for-each-ref"),
+        }
+    }
+
+    /// Checks all objects of a repository. Compares no references.
+    pub fn fsck(&self, dir: &Path, limit: Duration) -> Result<Finding> {
+        let fsck = ["fsck", "--full", "--no-dangling", "--no-progress"];
+        match self.command(dir, &fsck, limit)?.output(self.progress) {
+            Ok(_) => Ok(Finding::Sound(0)),
+            Err(error) => finding(error, "git fsck"),
         }
     }
 

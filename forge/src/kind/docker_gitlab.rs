@@ -15,7 +15,7 @@ mod tests;
 mod variables;
 
 use super::gitlab::{self, leave_snapshots, note_unknown, rows, take_unknown};
-use super::{Kind, Site};
+use super::{Kind, Rebuilding, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::earlier::Earlier;
@@ -57,6 +57,14 @@ impl Kind for DockerGitlab {
 
     fn propose(&self, root: &Path) -> Vec<String> {
         find::proposed(&find::compose_files(root, SOUGHT), &[])
+    }
+
+    fn rebuilding(&self) -> Rebuilding {
+        Rebuilding {
+            first: &["compose", "secrets"],
+            left: &["docker compose run --rm gitlab app:rake gitlab:check"],
+            ..Rebuilding::default()
+        }
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

@@ -19,7 +19,7 @@ pub mod rows;
 mod tests;
 
 use super::mattermost::single_sign_on;
-use super::{Kind, Site, below};
+use super::{Kind, Rebuilding, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::coverage::check_files;
@@ -60,6 +60,22 @@ impl Kind for Gitlab {
     fn detect(&self, root: &Path) -> Option<String> {
         let manifest = below(root, Path::new(MANIFEST));
         manifest.exists().then(|| manifest.display().to_string())
+    }
+
+    fn rebuilding(&self) -> Rebuilding {
+        Rebuilding {
+            first: &["secrets", "gitlab.rb", "config", "ssh-host-keys"],
+            remade: &["generated"],
+            configure: Some(&["reconfigure"]),
+            up: &["postgresql"],
+            left: &[
+                "{rake} gitlab:check SANITIZE=true",
+                "{rake} gitlab:doctor:secrets",
+                "{rake} gitlab:artifacts:check",
+                "{rake} gitlab:lfs:check",
+                "{rake} gitlab:uploads:check",
+            ],
+        }
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

@@ -13,7 +13,7 @@ use super::docker_gitlab::running::{self, Running};
 use super::docker_gitlab::{configuration, of_container, project, volumes_dir};
 use super::gitlab::Gitlab;
 use super::gitlab::paths::{CONFIG, Container, DATA, Package};
-use super::{Kind, Site};
+use super::{Kind, Rebuilding, Site};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::plan::{Plan, Product};
@@ -94,6 +94,11 @@ impl Kind for GitlabContainer {
         let program = program.filter(|program| *program != PROGRAMS[0]);
         lines.extend(program.map(|program| format!("docker = [{program:?}]")));
         lines
+    }
+
+    fn rebuilding(&self) -> Rebuilding {
+        let of_package = Gitlab.rebuilding();
+        Rebuilding { first: &["compose", "secrets", "gitlab.rb", "config"], ..of_package }
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

@@ -7,7 +7,7 @@ pub mod in_database;
 pub mod rows;
 pub mod single_sign_on;
 
-use super::{Kind, Site, below};
+use super::{Kind, Rebuilding, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::earlier::Earlier;
@@ -60,6 +60,14 @@ impl Kind for Mattermost {
         let unit = || Unit::read(root).ok().flatten()?.files.into_iter().next();
         let found = Some(config).filter(|config| config.exists()).or_else(unit);
         found.map(|path| path.display().to_string())
+    }
+
+    fn rebuilding(&self) -> Rebuilding {
+        Rebuilding {
+            first: &["config", "config.json", "service"],
+            configure: Some(&["daemon-reload"]),
+            ..Rebuilding::default()
+        }
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

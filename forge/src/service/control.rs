@@ -225,6 +225,20 @@ impl Supervisor {
         Err(Error::Service { service: name.into(), reason: reason.into() })
     }
 
+    /// Starts a service. A failure of the command counts only if the service does not run then.
+    pub fn start(&self, name: &str, progress: &Progress) -> Result<()> {
+        let started = self.command(&["start", name]).output(progress);
+        match self.expect_running(name, progress) {
+            Err(error) if !error.is_interrupted() => started.and(Err(error)),
+            running => running,
+        }
+    }
+
+    /// Formats the program with the arguments before its verb.
+    pub fn shown(&self) -> String {
+        self.program.join(" ")
+    }
+
     /// Stops a service and waits until its status is down. A failure of the command counts only if
     /// the service runs on as before: `sv` gives up after seven seconds, long before the limit.
     pub fn stop(&self, writer: &Writer, progress: &Progress) -> Result<()> {

@@ -409,6 +409,19 @@ impl Server {
         self.when_free(progress, || command.output(progress))
     }
 
+    /// Makes a command that runs a client program on a database of the server.
+    pub fn tool(
+        &self,
+        client: &Reach,
+        program: &str,
+        words: &[&str],
+        database: &str,
+    ) -> Result<Command> {
+        let words = words.iter().map(|word| (*word).to_owned()).chain(["--no-password".into()]);
+        let words = words.chain(self.address()).chain([database_word(database)]);
+        self.with_environment(client.command(program, words))
+    }
+
     fn address(&self) -> impl Iterator<Item = String> {
         let host = self.host.iter().map(|host| format!("--host={host}"));
         let role = self.role.iter().map(|role| format!("--username={role}"));
@@ -583,7 +596,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Runs a statement without rows.
-    fn execute(&mut self, statement: &str) -> Result<()> {
+    pub fn execute(&mut self, statement: &str) -> Result<()> {
         self.execute_and_read::<serde_json::Value>(&format!("{statement};")).map(drop)
     }
 
@@ -678,6 +691,11 @@ fn database_word(name: &str) -> String {
     format!("--dbname=dbname='{}'", name.replace('\\', r"\\").replace('\'', r"\'"))
 }
 
+/// Quotes the name of a database as an SQL identifier.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// Quotes a text as an SQL literal.
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
@@ -709,5 +727,6 @@ mod tests {
     #[test]
     fn sql_texts_are_quoted() {
         assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
     }
 }

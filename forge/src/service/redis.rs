@@ -126,6 +126,11 @@ impl Redis {
         }
     }
 
+    /// Removes all keys.
+    pub fn flush(&self, progress: &Progress) -> Result<()> {
+        self.ask(&["FLUSHALL"], progress).map(drop)
+    }
+
     /// Asks as the first user whom the server lets ask.
     fn ask(&self, words: &[&str], progress: &Progress) -> Result<String> {
         let own = self.configured_login()?;

@@ -1,0 +1,401 @@
+//! Rebuilds a whole instance from a snapshot, on this machine.
+//!
+//! ```text
+//! preconditions ─▶ configuration ─▶ configure ─▶ stop ─▶ files ─▶ databases ─▶ redis ─▶ start ─▶ checks
+//! ```
+//!
+//! The order is that of the products: the configuration and its secrets come before commands that
+//! would make new ones, and databases come before the services that use them. Data of this machine is
+//! moved out of the way and never deleted. Each stage is recorded, so the next call continues after a
+//! failure or a kill.
+
+mod aside;
+mod databases;
+mod examine;
+mod files;
+mod record;
+mod services;
+
+pub use record::{Aside, Record, Stage};
+
+use crate::check::{Check, Verdict};
+use crate::error::{Error, Result};
+use crate::kind::{Kind, Rebuilding, Site};
+use crate::manifest::Manifest;
+use crate::overrides;
+use crate::plan::{Phase, Plan, Product};
+use crate::process::Command;
+use crate::settings::Settings;
+use crate::view::shown;
+use databases::Loader;
+use files::Files;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use store::observe::{Event, Progress};
+use store::snapshot::Snapshot;
+use store::store::Store;
+
+/// Time limit of a command that applies the configuration. GitLab's can migrate large tables.
+const CONFIGURE: Duration = Duration::from_secs(6 * 3600);
+
+/// Inputs of a rebuild.
+pub struct Job<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Settings of the instance.
+    pub settings: &'a Settings,
+    /// Store with the snapshot.
+    pub store: &'a Store,
+    /// The snapshot.
+    pub snapshot: &'a Snapshot,
+    /// Manifest in the snapshot.
+    pub manifest: &'a Manifest,
+    /// Paths that must not move, with what they are.
+    pub kept: Vec<(&'static str, &'a Path)>,
+    /// Directory for dumps while they are loaded.
+    pub scratch: &'a Path,
+    /// Number of repositories to examine at the end.
+    pub sample: usize,
+    /// True if nothing is changed.
+    pub is_dry: bool,
+}
+
+/// Result of a rebuild.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Results of loading and of the checks.
+    pub checks: Vec<Check>,
+    /// What was moved out of the way: old and new place.
+    pub aside: Vec<(String, String)>,
+    /// Commands that the admin runs next.
+    pub left: Vec<String>,
+}
+
+impl Outcome {
+    /// Returns true if no check found a fault, or could not be made.
+    pub fn is_good(&self) -> bool {
+        self.checks.iter().all(|check| check.verdict == Verdict::Ok)
+    }
+}
+
+/// Receives a line about a stage.
+pub type Say<'s> = &'s mut dyn FnMut(Stage, &str);
+
+/// A rebuild at work.
+struct Rebuild<'a, 's> {
+    job: &'a Job<'a>,
+    record: &'a mut Record,
+    say: Say<'s>,
+    outcome: Outcome,
+}
+
+/// Rebuilds the instance. The record is removed by [`Record::close`] once the caller has reported the
+/// outcome.
+pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outcome> {
+    let mut rebuild = Rebuild { job, record, say, outcome: Outcome::default() };
+    rebuild.run()?;
+    let Rebuild { mut outcome, record, .. } = rebuild;
+    let moved = record.aside().iter().map(|aside| (shown(&aside.from), shown(&aside.to)));
+    let renamed = record
+        .renamed()
+        .map(|(name, aside)| (format!("database {name}"), format!("database {aside}")));
+    outcome.aside = moved.chain(renamed).collect();
+    Ok(outcome)
+}
+
+/// Returns what a new rebuild would move out of the way.
+pub fn moves(job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
+    let kind = kind(job)?.rebuilding();
+    let files = Files::of(job, |part| {
+        !kind.remade.contains(&part.name.as_str()) && part.phase != Phase::RedisFiles
+    });
+    files.asides(job, suffix)
+}
+
+fn kind(job: &Job<'_>) -> Result<&'static dyn Kind> {
+    crate::kind::find(&job.settings.kind).ok_or_else(|| Error::Settings {
+        instance: job.instance.into(),
+        reason: format!("unknown kind `{}`", job.settings.kind),
+    })
+}
+
+impl Rebuild<'_, '_> {
+    fn run(&mut self) -> Result<()> {
+        let job = self.job;
+        let rebuilding = kind(job)?.rebuilding();
+        let first = Files::of(job, |part| rebuilding.first.contains(&part.name.as_str()));
+        let rest = Files::of(job, |part| {
+            let is_made = rebuilding.remade.contains(&part.name.as_str());
+            let is_redis = part.phase == Phase::RedisFiles;
+            !rebuilding.first.contains(&part.name.as_str()) && !is_made && !is_redis
+        });
+        self.preconditions(&rebuilding, &first, &rest)?;
+        self.stage(Stage::Configuration, |rebuild| rebuild.files(Stage::Configuration, &first))?;
+        self.stage(Stage::Configure, |rebuild| rebuild.configure(Stage::Configure, &rebuilding))?;
+        self.stage(Stage::Stop, |rebuild| rebuild.stop(&rebuilding))?;
+        self.stage(Stage::Files, |rebuild| rebuild.files(Stage::Files, &rest))?;
+        self.stage(Stage::Databases, Rebuild::databases)?;
+        self.stage(Stage::Redis, Rebuild::redis)?;
+        let is_quiet = !self.record.is_done(Stage::Start) && !job.is_dry;
+        if is_quiet {
+            // Services that run change references.
+            let compared = self.repositories(true)?;
+            self.outcome.checks.extend(compared);
+        }
+        self.stage(Stage::Start, |rebuild| rebuild.start(&rebuilding))?;
+        if !is_quiet && !job.is_dry {
+            let examined = self.repositories(false)?;
+            self.outcome.checks.extend(examined);
+        }
+        self.stage(Stage::Checks, Rebuild::examine)?;
+        let plan = self.plan().map(|(plan, _)| plan);
+        let supervisor = plan.ok().and_then(|plan| plan.control.supervisor().cloned());
+        let rake = supervisor.map_or_else(String::new, |supervisor| supervisor.shown());
+        let rake = rake.replace("gitlab-ctl", "gitlab-rake");
+        let left = rebuilding.left.iter().map(|line| line.replace("{rake}", &rake));
+        self.outcome.left.extend(left);
+        Ok(())
+    }
+
+    /// Does a stage, unless an earlier call has done it.
+    fn stage(&mut self, stage: Stage, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.progress().check()?;
+        if self.record.is_done(stage) {
+            (self.say)(stage, "done by an earlier call");
+            return Ok(());
+        }
+        work(self)?;
+        // The checks are made again at each call.
+        if !self.job.is_dry && stage != Stage::Checks {
+            self.record.finish(stage)?;
+        }
+        Ok(())
+    }
+
+    fn progress(&self) -> &'_ Progress {
+        self.job.store.observer().progress()
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::Settings { instance: self.job.instance.into(), reason }
+    }
+
+    /// Makes the plan of the instance as it is now on this machine.
+    fn plan(&self) -> Result<(Plan, &'static dyn Kind)> {
+        let Job { instance, settings, store, .. } = *self.job;
+        let progress = store.observer().progress();
+        let (mut plan, kind) =
+            overrides::plan(&Site { instance, settings, progress, is_offline: false })?;
+        // Which files belong to a part is known from the snapshot.
+        plan.notes.clear();
+        Ok((plan, kind))
+    }
+
+    fn preconditions(
+        &mut self,
+        rebuilding: &Rebuilding,
+        first: &Files,
+        rest: &Files,
+    ) -> Result<()> {
+        let job = self.job;
+        if job.manifest.kind != job.settings.kind {
+            return Err(self.wrong(format!(
+                "its kind is {}, and the snapshot is of kind {}",
+                job.settings.kind, job.manifest.kind
+            )));
+        }
+        let wanted = &job.manifest.product;
+        let text = match self.plan() {
+            Ok((plan, _)) => {
+                expect_same(wanted, &plan.product)?;
+                match &plan.product.version {
+                    Some(_) => format!("{} is installed", product(&plan.product)),
+                    None => format!("the snapshot is of {}", product(wanted)),
+                }
+            }
+            // The configuration of the snapshot, which comes first, may mend that.
+            Err(error) if !first.is_empty() && !error.is_interrupted() => {
+                format!("no plan can be made yet: {error}")
+            }
+            Err(error) => return Err(error),
+        };
+        (self.say)(Stage::Preconditions, &text);
+        // Unknown accounts are found before anything is changed.
+        files::owners(job)?;
+        let mut planned = Vec::new();
+        if !self.record.is_continued {
+            for paths in [first, rest] {
+                planned.extend(paths.asides(job, self.record.suffix())?);
+            }
+        }
+        aside::expect_apart(&planned, &job.kept)?;
+        if !self.record.is_continued {
+            for note in files::expect_space(job, &[first, rest])? {
+                (self.say)(Stage::Preconditions, &note);
+            }
+        }
+        if job.manifest.services.is_empty() && rebuilding.up.is_empty() {
+            (self.say)(Stage::Preconditions, "no services are known");
+        }
+        Ok(())
+    }
+
+    fn files(&mut self, stage: Stage, files: &Files) -> Result<()> {
+        let job = self.job;
+        if files.is_empty() {
+            (self.say)(stage, "nothing to restore");
+            return Ok(());
+        }
+        let planned = files.asides(job, self.record.suffix())?;
+        if job.is_dry {
+            for aside in &planned {
+                let text = format!("would move {} to {}", shown(&aside.from), shown(&aside.to));
+                (self.say)(stage, &text);
+            }
+            let (count, bytes) = files.size(job)?;
+            let text =
+                format!("would restore {count} entries with {bytes} bytes to {}", files.shown());
+            (self.say)(stage, &text);
+            return Ok(());
+        }
+        // A continued call has moved them, and finds restored data.
+        let is_known = |path: &Path| self.record.aside().iter().any(|aside| aside.from == path);
+        let is_begun = self.record.is_begun(stage);
+        let new = planned.into_iter().filter(|aside| !is_begun && !is_known(&aside.from)).collect();
+        self.record.begin(stage, new)?;
+        aside::carry_out(self.record, job.store.observer().progress())?;
+        let report = files.restore(job)?;
+        (self.say)(stage, &report);
+        Ok(())
+    }
+
+    fn configure(&mut self, stage: Stage, rebuilding: &Rebuilding) -> Result<()> {
+        let Some(words) = rebuilding.configure else {
+            return Ok(());
+        };
+        let (plan, _) = self.plan()?;
+        let Some(supervisor) = plan.control.supervisor() else { return Ok(()) };
+        let words = supervisor.program.iter().map(String::as_str).chain(words.iter().copied());
+        let command = Command::new(words).within(CONFIGURE);
+        if self.job.is_dry {
+            (self.say)(stage, &format!("would run `{}`", command.shown()));
+            return Ok(());
+        }
+        (self.say)(stage, &format!("running `{}`", command.shown()));
+        command.output(self.progress())?;
+        let (plan, _) = self.plan()?;
+        expect_same(&self.job.manifest.product, &plan.product)
+    }
+
+    fn databases(&mut self) -> Result<()> {
+        let job = self.job;
+        if job.manifest.databases.is_empty() {
+            (self.say)(Stage::Databases, "the snapshot has none");
+            return Ok(());
+        }
+        let plan = match self.plan() {
+            Ok((plan, _)) => plan,
+            Err(error) if job.is_dry && !error.is_interrupted() => {
+                (self.say)(Stage::Databases, &format!("the server is not known yet: {error}"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(server) = &plan.postgres else {
+            return Err(self.wrong("the snapshot has databases, and no server is known".into()));
+        };
+        let root = job.snapshot.root.chunk();
+        let connected = Loader::connect(job.store, root, server, job.manifest, job.scratch);
+        let (loader, version) = match connected {
+            // It may start only with the configuration of the snapshot.
+            Err(error) if job.is_dry && !error.is_interrupted() => {
+                (self.say)(Stage::Databases, &format!("the server does not answer yet: {error}"));
+                return Ok(());
+            }
+            connected => connected?,
+        };
+        (self.say)(Stage::Databases, &format!("PostgreSQL {version}"));
+        if job.is_dry {
+            for dumped in &job.manifest.databases {
+                let old = if loader.has(&dumped.name)? { "rename the one here and " } else { "" };
+                let tables = dumped.tables.len();
+                let text = format!("would {old}load {} with {tables} tables", dumped.name);
+                (self.say)(Stage::Databases, &text);
+            }
+            return Ok(());
+        }
+        if let Some(loaded) = loader.load_globals()? {
+            let text =
+                format!("roles loaded; {} harmless errors about roles that exist", loaded.harmless);
+            (self.say)(Stage::Databases, &text);
+            // A tablespace without its directory shows when a database needs it.
+            for error in &loaded.errors {
+                job.store.observer().event(Event::Warning(format!("roles: {error}")));
+            }
+        }
+        for dumped in &job.manifest.databases {
+            let check = loader.load(dumped, self.record)?;
+            (self.say)(Stage::Databases, &format!("{}: {}", dumped.name, check.text));
+            self.outcome.checks.push(check);
+        }
+        Ok(())
+    }
+}
+
+/// Fails if another version or edition of the product is installed.
+fn expect_same(wanted: &Product, here: &Product) -> Result<()> {
+    let differs = |wanted: &Option<String>, here: &Option<String>| {
+        wanted.as_ref().zip(here.as_ref()).is_some_and(|(wanted, here)| wanted != here)
+    };
+    if differs(&wanted.version, &here.version) || differs(&wanted.edition, &here.edition) {
+        let (then, here, image) = (product(wanted), product(here), wanted.image.clone());
+        return Err(Error::OtherVersion { then, here, image });
+    }
+    if wanted.version.is_some() && here.version.is_none() && wanted.image.is_none() {
+        let then = product(wanted);
+        return Err(Error::OtherVersion { then, here: "no version of it".into(), image: None });
+    }
+    Ok(())
+}
+
+/// Formats name, version and edition.
+fn product(product: &Product) -> String {
+    let Product { name, version, edition, .. } = product;
+    let words = [Some(name), version.as_ref(), edition.as_ref()].into_iter().flatten();
+    words.map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// Paths of a rebuild that a dry run and messages name; more are only counted.
+const NAMED: usize = 4;
+
+/// Formats some paths.
+fn shown_paths(paths: &[PathBuf]) -> String {
+    let mut text: Vec<String> = paths.iter().take(NAMED).map(|path| shown(path)).collect();
+    if paths.len() > NAMED {
+        text.push(format!("{} more", paths.len() - NAMED));
+    }
+    text.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_or_edition_is_refused() {
+        let of = |version: Option<&str>, edition: &str| Product {
+            name: "GitLab".into(),
+            version: version.map(str::to_owned),
+            edition: Some(edition.into()),
+            image: None,
+        };
+        let wanted = of(Some("17.8.2"), "ce");
+        expect_same(&wanted, &wanted).expect("the same");
+        for here in [of(Some("17.8.3"), "ce"), of(Some("17.8.2"), "ee"), of(None, "ce")] {
+            let error = expect_same(&wanted, &here).expect_err("another").to_string();
+            assert!(error.contains("GitLab 17.8.2 ce"), "{error}");
+        }
+        // Some products do not report a version.
+        expect_same(&of(None, "ce"), &of(None, "ce")).expect("unknown");
+    }
+}

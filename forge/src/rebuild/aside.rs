@@ -1,0 +1,200 @@
+//! Moves data of this machine out of the way of a rebuild. Nothing is deleted.
+
+use super::record::{Aside, Record};
+use crate::error::{Error, Result};
+use crate::file;
+use crate::view::shown;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use store::observe::Progress;
+
+/// Directory that file systems make for themselves.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Plans to move what is at a path. Returns `None` if there is nothing, or only directories, which a
+/// package makes.
+pub fn plan(path: &Path, suffix: &str, progress: &Progress) -> Result<Option<Aside>> {
+    let unread = |source| Error::Read { path: path.to_owned(), source };
+    let metadata = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found.map_err(unread)?,
+    };
+    if metadata.is_dir() && !has_content(path, progress)? {
+        return Ok(None);
+    }
+    let is_mount = metadata.is_dir() && is_mount_point(path).map_err(unread)?;
+    let named = |end: &str| {
+        if is_mount {
+            return path.join(format!(".{suffix}{end}"));
+        }
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{suffix}{end}"));
+        path.with_file_name(name)
+    };
+    let names = std::iter::once(named("")).chain((2..).map(|number| named(&format!("-{number}"))));
+    let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
+    let to = free.unwrap_or_else(|| named(""));
+    Ok(Some(Aside { from: path.to_owned(), to, is_mount, is_done: false }))
+}
+
+/// Makes the recorded moves that are not made yet.
+pub fn carry_out(record: &mut Record, progress: &Progress) -> Result<()> {
+    for at in 0..record.aside().len() {
+        progress.check()?;
+        let aside = record.aside()[at].clone();
+        if !aside.is_done {
+            let failed = |source| Error::Write { path: aside.from.clone(), source };
+            make_way(&aside).map_err(failed)?;
+            record.moved(at)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_way(aside: &Aside) -> io::Result<()> {
+    if aside.is_mount {
+        return empty(&aside.from, &aside.to);
+    }
+    let is_there = aside.to.symlink_metadata().is_ok();
+    // A file stays until it is replaced, so that a service always finds one.
+    let is_file = aside.from.symlink_metadata().is_ok_and(|found| found.is_file());
+    let moved = match (is_there, is_file) {
+        (true, _) => Ok(()),
+        (false, true) => std::fs::hard_link(&aside.from, &aside.to)
+            .or_else(|_| std::fs::rename(&aside.from, &aside.to)),
+        (false, false) => std::fs::rename(&aside.from, &aside.to),
+    };
+    match moved {
+        // A call that was killed may have moved it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !aside.from.exists() => Ok(()),
+        moved => moved,
+    }?;
+    aside.from.parent().map_or(Ok(()), file::sync_dir)
+}
+
+/// Moves the content of a directory into a directory within it.
+fn empty(dir: &Path, to: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    let names = std::fs::read_dir(dir)?.map(|item| Ok(item?.file_name()));
+    for name in names.collect::<io::Result<Vec<_>>>()? {
+        let path = dir.join(&name);
+        if path != to && name != LOST_AND_FOUND {
+            std::fs::rename(&path, to.join(&name))?;
+        }
+    }
+    file::sync_dir(to)?;
+    file::sync_dir(dir)
+}
+
+/// Recognises a directory of the same file system that is mounted there, too.
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
+    Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Returns true if there is anything but directories in a directory.
+fn has_content(top: &Path, progress: &Progress) -> Result<bool> {
+    let mut dirs: Vec<PathBuf> = vec![top.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        progress.check()?;
+        let unread = |source| Error::Read { path: dir.clone(), source };
+        for item in std::fs::read_dir(&dir).map_err(unread)? {
+            let item = item.map_err(unread)?;
+            if !item.file_type().map_err(unread)?.is_dir() {
+                return Ok(true);
+            }
+            dirs.push(item.path());
+        }
+    }
+    Ok(false)
+}
+
+/// Fails if a path that must stay is within one that is moved.
+pub fn expect_apart(asides: &[Aside], kept: &[(&str, &Path)]) -> Result<()> {
+    for (what, path) in kept {
+        let real = path.canonicalize().unwrap_or_else(|_| (*path).to_owned());
+        let within = asides.iter().find(|aside| {
+            let from = aside.from.canonicalize().unwrap_or_else(|_| aside.from.clone());
+            real.starts_with(from)
+        });
+        if let Some(aside) = within {
+            return Err(Error::InTheWay {
+                what: format!("{what} {}", shown(path)),
+                dir: aside.from.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rebuild::Stage;
+
+    fn record(dir: &Path) -> Record {
+        Record::open(&dir.join("state"), "x", "aa", "before-1").expect("begins")
+    }
+
+    #[test]
+    fn data_is_moved_once_and_empty_directories_stay() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [data, bare, file] = ["data", "bare", "file"].map(|name| dir.path().join(name));
+        for path in [data.join("inner"), bare.join("inner")] {
+            std::fs::create_dir_all(path).expect("directories");
+        }
+        std::fs::write(data.join("inner/old"), "old").expect("writes");
+        std::fs::write(&file, "old").expect("writes");
+        let progress = Progress::default();
+        let of = |path: &Path| plan(path, "before-1", &progress).expect("plans");
+        assert_eq!(of(&dir.path().join("absent")), None);
+        assert_eq!(of(&bare), None);
+        let mut record = record(dir.path());
+        record
+            .begin(Stage::Files, [&data, &file].into_iter().filter_map(|path| of(path)).collect())
+            .expect("records");
+        // A kill between the move and its record.
+        std::fs::rename(&data, dir.path().join("data.before-1")).expect("moves");
+        carry_out(&mut record, &progress).expect("moves the rest");
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("reads");
+        assert_eq!(read("data.before-1/inner/old"), "old");
+        assert_eq!((read("file"), read("file.before-1")), ("old".into(), "old".into()));
+        // Restored data stays.
+        std::fs::create_dir(&data).expect("a directory");
+        std::fs::write(data.join("new"), "new").expect("writes");
+        carry_out(&mut record, &progress).expect("has nothing to do");
+        assert_eq!(read("data/new"), "new");
+    }
+
+    #[test]
+    fn the_content_of_a_mount_point_moves_into_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join(LOST_AND_FOUND)).expect("a directory");
+        std::fs::write(dir.path().join("a"), "a").expect("writes");
+        let to = dir.path().join(".before-1");
+        for _ in 0..2 {
+            empty(dir.path(), &to).expect("moves");
+        }
+        assert!(to.join("a").exists() && !dir.path().join("a").exists());
+        assert!(dir.path().join(LOST_AND_FOUND).exists());
+        let is_mount = |path: &Path| is_mount_point(path).expect("looks");
+        assert!(is_mount(Path::new("/proc")) && !is_mount(dir.path()));
+    }
+
+    #[test]
+    fn a_store_within_moved_data_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (to, from) = (dir.path().with_extension("old"), dir.path().to_owned());
+        let asides = [Aside { from, to, is_mount: false, is_done: false }];
+        let store = dir.path().join("store");
+        let error = expect_apart(&asides, &[("the store", &store)]).expect_err("refused");
+        assert!(error.to_string().contains("the store"), "{error}");
+        expect_apart(&asides, &[("the store", Path::new("/elsewhere"))]).expect("apart");
+    }
+}

@@ -1,0 +1,353 @@
+//! Loads the roles and databases of a snapshot into the server of the instance.
+//!
+//! A database that is there keeps its content under another name. One that a killed call began to
+//! load is dropped and loaded again.
+
+use super::record::{Loading, Record};
+use crate::check::{Check, Verdict};
+use crate::drill::databases::{Loaded, MAGIC, WITH_ERRORS, judge, major};
+use crate::error::{Error, Result};
+use crate::manifest::{DIR, Dumped, Manifest};
+use crate::process::{Command, Patience, Stdin};
+use crate::service::Reach;
+use crate::service::postgres::{Connection, MAINTENANCE, Server, identifier, literal};
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use store::entry::Entry;
+use store::id::ChunkId;
+use store::observe::Progress;
+use store::store::Store;
+use store::tree::Lookup;
+
+/// Time limit of loading one database. Clients print nothing while they load a large table.
+const LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Time limit of a statement that waits for the end of connections.
+const RENAME_TRIES: u32 = 20;
+const RENAME_PAUSE: Duration = Duration::from_millis(250);
+/// Longest name of a database in bytes.
+const NAME_BYTES_MAX: usize = 63;
+/// Largest output of a client that is kept, in bytes.
+const OUTPUT_BYTES_MAX: u64 = 16 << 20;
+/// Dump of roles, in the directory of dumps.
+const GLOBALS: &str = "databases/globals.sql";
+
+/// A server into which dumps are loaded.
+pub struct Loader<'a> {
+    /// The store and the root of the snapshot.
+    pub store: &'a Store,
+    pub root: ChunkId,
+    pub server: &'a Server,
+    client: Reach,
+    progress: &'a Progress,
+    /// Directory for dumps that several processes load at once.
+    pub scratch: &'a Path,
+}
+
+impl<'a> Loader<'a> {
+    /// Connects to the server. Fails if it is older than that of the snapshot, or if the role may not
+    /// create databases.
+    pub fn connect(
+        store: &'a Store,
+        root: ChunkId,
+        server: &'a Server,
+        manifest: &Manifest,
+        scratch: &'a Path,
+    ) -> Result<(Loader<'a>, String)> {
+        #[derive(Deserialize)]
+        struct Role {
+            name: String,
+            may_create: bool,
+        }
+        let progress = store.observer().progress();
+        let mut connection = server.connect(MAINTENANCE, progress)?;
+        let (here, version) = server.version(&mut connection)?;
+        let then = manifest.postgres.as_deref().and_then(major);
+        if let Some(then) = then.filter(|then| *then > here) {
+            return Err(Error::OlderServer { then, here });
+        }
+        let query = "select rolname as name, rolsuper or rolcreatedb as may_create \
+                     from pg_roles where rolname = current_user";
+        let role: Role = connection.one(query)?;
+        if !role.may_create {
+            return Err(Error::Service {
+                service: "PostgreSQL".into(),
+                reason: format!(
+                    "role {} may not create databases; set postgres.role of the instance to a \
+                     superuser, and postgres.user to the account that connects as that role",
+                    role.name
+                ),
+            });
+        }
+        let client = server.client(here, progress)?;
+        Ok((Loader { store, root, server, client, progress, scratch }, version))
+    }
+
+    /// Loads the dump of roles. Returns the errors that count, and the number of harmless ones, which
+    /// are about roles that exist.
+    pub fn load_globals(&self) -> Result<Option<Loaded>> {
+        let Some(entry) = self.entry(&format!("{DIR}/{GLOBALS}"))? else { return Ok(None) };
+        let words = ["--no-psqlrc", "--quiet", "--output=/dev/null", "--file=-"];
+        let command = self.server.tool(&self.client, "psql", &words, MAINTENANCE)?;
+        self.feed(command, &entry).map(Some)
+    }
+
+    /// Returns true if a database exists.
+    pub fn has(&self, name: &str) -> Result<bool> {
+        has(&mut self.server.connect(MAINTENANCE, self.progress)?, name)
+    }
+
+    /// Loads a database, unless the record says that it was loaded. Returns the comparison of its rows
+    /// with those that the backup counted.
+    pub fn load(&self, dumped: &Dumped, record: &mut Record) -> Result<Check> {
+        let name = &dumped.name;
+        let title = format!("database-{name}");
+        let known = record.loading(name).cloned();
+        if known.as_ref().is_some_and(|known| known.is_loaded) {
+            return Ok(Check::ok(&title, "loaded by an earlier call"));
+        }
+        let mut loading = match known {
+            Some(known) => known,
+            None => {
+                let aside = self.has(name)?.then(|| aside(name, record.suffix()));
+                Loading { name: name.clone(), aside, is_begun: false, is_loaded: false }
+            }
+        };
+        record.set_loading(loading.clone())?;
+        if !loading.is_begun {
+            if let Some(aside) = &loading.aside {
+                self.rename(name, aside)?;
+            }
+            loading.is_begun = true;
+            record.set_loading(loading.clone())?;
+        }
+        let mut connection = self.server.connect(MAINTENANCE, self.progress)?;
+        if has(&mut connection, name)? {
+            // Only our own.
+            disconnect(&mut connection, name)?;
+            connection.execute(&format!("drop database {}", identifier(name)))?;
+        }
+        drop(connection);
+        let entry = self.entry(&dumped.path)?.filter(|entry| entry.size == dumped.bytes);
+        let Some(entry) = entry else {
+            let path = PathBuf::from("/").join(&dumped.path);
+            let reason = "it is missing in the snapshot, or has another size".into();
+            return Err(Error::Malformed { path, reason });
+        };
+        let loaded = self.load_dump(name, &entry)?;
+        let mut connection = self.server.connect(name, self.progress)?;
+        let rows = connection.count_rows()?;
+        let check = judge(&title, &loaded, &dumped.tables, &rows);
+        if check.verdict == Verdict::Failed || !loaded.errors.is_empty() {
+            return Err(Error::NotLoaded {
+                database: name.clone(),
+                text: check.text,
+                examples: check.examples,
+            });
+        }
+        connection.execute("analyze")?;
+        loading.is_loaded = true;
+        record.set_loading(loading)?;
+        Ok(check)
+    }
+
+    /// Loads a dump of either format into a new database of this name.
+    fn load_dump(&self, name: &str, entry: &Entry) -> Result<Loaded> {
+        let mut start = Start { bytes: Vec::new() };
+        // Ends with the error of a full buffer.
+        let _ = store::dump::dump(self.store, entry, &mut start)?;
+        if start.bytes != MAGIC {
+            let create = format!("create database {} template template0", identifier(name));
+            self.server.connect(MAINTENANCE, self.progress)?.execute(&create)?;
+            let words = ["--no-psqlrc", "--quiet", "--output=/dev/null", "--file=-"];
+            return self.feed(self.server.tool(&self.client, "psql", &words, name)?, entry);
+        }
+        // The dump creates the database with its owner, encoding and settings.
+        let mut words = vec!["--create"];
+        let Some(file) = self.file(entry)? else {
+            let command = self.server.tool(&self.client, "pg_restore", &words, MAINTENANCE)?;
+            return self.feed(command, entry);
+        };
+        let jobs =
+            format!("--jobs={}", std::thread::available_parallelism().map_or(1, usize::from));
+        words.extend([&jobs[..], file.argument()]);
+        let command = self.server.tool(&self.client, "pg_restore", &words, MAINTENANCE)?;
+        let output = with_errors(command).output(self.progress)?;
+        Ok(Loaded::parse(&String::from_utf8_lossy(&output)))
+    }
+
+    /// Puts a dump into a file that the client can read, so that it can load tables in parallel.
+    /// Returns `None` if the client is in a container, or the scratch directory has no space.
+    fn file(&self, entry: &Entry) -> Result<Option<DumpFile>> {
+        let failed = |source| Error::Write { path: self.scratch.to_owned(), source };
+        let free = rustix::fs::statvfs(self.scratch).map_err(|error| failed(error.into()))?;
+        let has_space =
+            free.f_bavail.saturating_mul(free.f_frsize) > entry.size.saturating_add(64 << 20);
+        if !self.client.into.is_empty() || !has_space {
+            return Ok(None);
+        }
+        let user = self.client.user.as_deref().map(nix::unistd::User::from_name);
+        let user = user.and_then(|found| found.ok().flatten());
+        let dir = tempfile::Builder::new().prefix("forgekeep-rebuild-").tempdir_in(self.scratch);
+        let dir = dir.map_err(failed)?;
+        let path = dir.path().join("dump");
+        let Some(text) = path.to_str().map(str::to_owned) else { return Ok(None) };
+        let make = || {
+            // Only the client's user reads the file, and the name does not matter.
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
+            let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+            let owner = user.map(|user| (user.uid.as_raw(), user.gid.as_raw()));
+            owner.map_or(Ok(()), |(uid, gid)| fchown(&file, Some(uid), Some(gid)))?;
+            Ok(std::io::BufWriter::with_capacity(1 << 20, file))
+        };
+        let mut file = make().map_err(failed)?;
+        let dumped = store::dump::dump(self.store, entry, &mut file)?;
+        dumped.and_then(|()| file.flush()).map_err(failed)?;
+        Ok(Some(DumpFile { _dir: dir, path: text }))
+    }
+
+    /// Passes a dump to a client through its standard input.
+    fn feed(&self, command: Command, entry: &Entry) -> Result<Loaded> {
+        let mut running = with_errors(command).start(Stdin::Piped)?;
+        let mut output = running.stdout(self.progress, Patience::Silence);
+        let mut input = running.stdin.take();
+        let (written, output) = std::thread::scope(|scope| {
+            // A client that reports errors must not wait for their reader.
+            let reader = scope.spawn(move || {
+                let mut text = Vec::new();
+                let kept = (&mut output).take(OUTPUT_BYTES_MAX).read_to_end(&mut text);
+                kept.and_then(|_| std::io::copy(&mut output, &mut std::io::sink())).map(|_| text)
+            });
+            let written = input.as_mut().map(|input| store::dump::dump(self.store, entry, input));
+            drop(input.take());
+            (written, reader.join())
+        });
+        if let Some(written) = written {
+            // The output of a client that stopped reading tells why.
+            let _ = written?;
+        }
+        let text = match output {
+            Ok(Ok(text)) => text,
+            Ok(Err(error)) => return Err(running.unread(error, self.progress)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        running.end(self.progress)?;
+        Ok(Loaded::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Renames a database. Does nothing if an earlier call has renamed it.
+    fn rename(&self, name: &str, aside: &str) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let mut connection = self.server.connect(MAINTENANCE, self.progress)?;
+            if !has(&mut connection, name)? {
+                return Ok(());
+            }
+            disconnect(&mut connection, name)?;
+            let rename =
+                format!("alter database {} rename to {}", identifier(name), identifier(aside));
+            match connection.execute(&rename) {
+                // A program connected again.
+                Err(Error::Failed { output, .. })
+                    if output.contains("being accessed by other users") && tries < RENAME_TRIES => {
+                }
+                renamed => return renamed,
+            }
+            tries += 1;
+            self.progress.check()?;
+            std::thread::sleep(RENAME_PAUSE);
+        }
+    }
+
+    fn entry(&self, path: &str) -> Result<Option<Entry>> {
+        Ok(Lookup::new(&self.root, self.store).at(path.as_bytes())?)
+    }
+}
+
+/// A dump for one client, removed when it is dropped.
+struct DumpFile {
+    _dir: tempfile::TempDir,
+    path: String,
+}
+
+impl DumpFile {
+    fn argument(&self) -> &str {
+        &self.path
+    }
+}
+
+/// Keeps the first bytes, as many as the magic number has.
+struct Start {
+    bytes: Vec<u8>,
+}
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let wanted = MAGIC.len() - self.bytes.len();
+        if wanted == 0 {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.bytes.extend(bytes.iter().take(wanted));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes a command print its errors on standard output, and its exit code last.
+fn with_errors(mut command: Command) -> Command {
+    let shell = ["sh", "-c", WITH_ERRORS, "sh"].map(String::from);
+    command.argv.splice(0..0, shell);
+    command.within(LIMIT)
+}
+
+fn has(connection: &mut Connection<'_>, name: &str) -> Result<bool> {
+    let query = format!("select 1 as one from pg_database where datname = {}", literal(name));
+    Ok(!connection.rows::<serde_json::Value>(&query)?.is_empty())
+}
+
+/// Ends all other connections to a database.
+fn disconnect(connection: &mut Connection<'_>, name: &str) -> Result<()> {
+    let query = format!(
+        "select pg_terminate_backend(pid) as ended from pg_stat_activity \
+         where datname = {} and pid <> pg_backend_pid()",
+        literal(name)
+    );
+    connection.rows::<serde_json::Value>(&query).map(drop)
+}
+
+/// Returns the new name of a database.
+fn aside(name: &str, suffix: &str) -> String {
+    let suffix = suffix.replace('-', "_");
+    let mut end = name.len().min(NAME_BYTES_MAX.saturating_sub(suffix.len() + 1));
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}_{suffix}", &name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_names_of_databases_are_short_enough() {
+        assert_eq!(aside("gitlab", "before-1"), "gitlab_before_1");
+        let long = aside(&"ä".repeat(40), "before-rebuild-20260102T030405Z");
+        assert!(long.len() <= NAME_BYTES_MAX && long.ends_with("_before_rebuild_20260102T030405Z"));
+    }
+
+    #[test]
+    fn only_the_start_of_a_dump_is_read() {
+        let mut start = Start { bytes: Vec::new() };
+        start.write_all(b"PG").expect("keeps");
+        start.write_all(b"DMP and more").expect("keeps a part");
+        assert_eq!(start.bytes, MAGIC);
+        assert!(start.write_all(b"more").is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! Restores the files of parts to the places that they had.
+
+use super::aside;
+use super::record::Aside;
+use super::{Job, shown_paths};
+use crate::error::{Error, Result};
+use crate::plan::Part;
+use crate::view::shown;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::backup::tree_path;
+use store::entry::EntryKind;
+use store::glob::{Globs, escape};
+use store::observe::Event;
+use store::owner_map::{OwnerMap, SystemAccounts, Unmatched};
+use store::restore::Options;
+use store::skipped::Spared;
+use store::tree::TreeReader;
+
+/// Source of the rules for owners, in messages.
+const OF_KIND: &str = "owners of the kind";
+/// Part with the host keys of sshd, and the start of their names. The other files of the directory
+/// are settings of this machine.
+const SSH: &str = "ssh-host-keys";
+const HOST_KEY: &[u8] = b"ssh_host_";
+/// Space that a file or directory takes besides its content, in bytes.
+const ENTRY_BYTES: u64 = 4096;
+
+/// Paths to restore, none of which is within another.
+#[derive(Debug, Default)]
+pub struct Files {
+    paths: Vec<PathBuf>,
+    /// Links that lead to data of parts.
+    links: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Returns the outermost paths of some parts that the snapshot has.
+    pub fn of(job: &Job<'_>, is_wanted: impl Fn(&Part) -> bool) -> Files {
+        let root = job.snapshot.root.chunk();
+        let parts: Vec<&Part> = job.manifest.parts.iter().filter(|part| is_wanted(part)).collect();
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for part in &parts {
+            for path in &part.paths {
+                let path_in_tree = tree_path(path);
+                if part.name == SSH {
+                    let entries = store::tree::children(&root, &path_in_tree, job.store).flatten();
+                    let keys = entries.filter(|entry| {
+                        let name = entry.path.rsplit(|byte| *byte == b'/').next();
+                        name.is_some_and(|name| name.starts_with(HOST_KEY))
+                    });
+                    let names = keys.map(|entry| absolute(&entry.path));
+                    paths.extend(names);
+                    let single = TreeReader::within(&root, &path_in_tree, job.store).next();
+                    let is_file = single.is_some_and(|found| {
+                        found.is_ok_and(|entry| entry.kind != EntryKind::Directory)
+                    });
+                    paths.extend(is_file.then(|| path.clone()));
+                } else if TreeReader::within(&root, &path_in_tree, job.store).next().is_some() {
+                    paths.push(path.clone());
+                }
+            }
+        }
+        paths.sort();
+        paths.dedup();
+        let all = paths.clone();
+        paths.retain(|path| !all.iter().any(|other| other != path && path.starts_with(other)));
+        let links = parts.iter().flat_map(|part| part.links.iter().cloned());
+        let links = links.filter(|link| !paths.iter().any(|path| link.starts_with(path)));
+        let mut links: Vec<PathBuf> = links.collect();
+        links.sort();
+        links.dedup();
+        Files { paths, links }
+    }
+
+    /// Returns true if there is nothing to restore.
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// Formats some of the paths.
+    pub fn shown(&self) -> String {
+        shown_paths(&self.paths)
+    }
+
+    /// Returns what is at the paths now and has to move.
+    pub fn asides(&self, job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
+        let progress = job.store.observer().progress();
+        let planned = self.paths.iter().map(|path| aside::plan(path, suffix, progress));
+        Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Returns the number of entries and their bytes.
+    pub fn size(&self, job: &Job<'_>) -> Result<(u64, u64)> {
+        let mut sum = (0, 0);
+        for path in &self.paths {
+            let (count, bytes) = size_of(job, path)?;
+            sum = (sum.0 + count, sum.1 + bytes);
+        }
+        Ok(sum)
+    }
+
+    /// Restores the paths. Returns a description of the result.
+    pub fn restore(&self, job: &Job<'_>) -> Result<String> {
+        let globs = |paths: &[PathBuf]| {
+            let patterns: Vec<Vec<u8>> = paths.iter().map(|path| escape(path)).collect();
+            Globs::new(patterns.iter().map(Vec::as_slice))
+        };
+        let links = self.links.iter().filter(|link| link.symlink_metadata().is_err()).cloned();
+        let wanted: Vec<PathBuf> = self.paths.iter().cloned().chain(links).collect();
+        // A link of this machine above a path stays, and its target gets the data.
+        let (linked, direct): (Vec<PathBuf>, Vec<PathBuf>) =
+            wanted.into_iter().partition(|path| is_behind_link(path));
+        let root = job.snapshot.root.chunk();
+        let mut totals = (0, 0);
+        let mut restored = |from: &[u8], target: &Path, include: Globs| -> Result<()> {
+            let options = Options {
+                include,
+                include_each: Vec::new(),
+                exclude: Globs::default(),
+                delete: false,
+                sources: job.snapshot.paths.iter().map(|path| tree_path(&absolute(path))).collect(),
+                keep: Spared::default(),
+                owners: Arc::new(owners(job)?),
+                owner_record: None,
+                is_dry: false,
+            };
+            let report = store::restore::restore(job.store, &root, from, target, &options)?;
+            let refused = report.failed + report.metadata_refused + report.owner_denied;
+            if refused > 0 {
+                return Err(Error::NotRestored { count: refused });
+            }
+            totals.0 += report.files_restored + report.files_unchanged;
+            totals.1 += report.bytes_restored;
+            Ok(())
+        };
+        if !direct.is_empty() {
+            restored(b"", Path::new("/"), globs(&direct)?)?;
+        }
+        for path in linked {
+            let target = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let (from, target) = match target.is_dir() || !is_file(job, &path) {
+                true => (path.clone(), target),
+                false => (path.clone(), target.parent().unwrap_or(&target).to_owned()),
+            };
+            restored(&tree_path(&from), &target, Globs::default())?;
+        }
+        self.sync()?;
+        Ok(format!("restored {} files, {} bytes, to {}", totals.0, totals.1, self.shown()))
+    }
+
+    /// Makes the restored data durable on each file system: the record says next that it is there.
+    fn sync(&self) -> Result<()> {
+        for path in &self.paths {
+            let failed = |source| Error::Write { path: path.clone(), source };
+            let open = std::fs::File::open(path).map_err(failed)?;
+            rustix::fs::syncfs(&open).map_err(|error| failed(error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the place of a path of the tree.
+pub fn absolute(path: &[u8]) -> PathBuf {
+    Path::new("/").join(OsStr::from_bytes(path))
+}
+
+fn is_file(job: &Job<'_>, path: &Path) -> bool {
+    let root = job.snapshot.root.chunk();
+    let first = TreeReader::within(&root, &tree_path(path), job.store).next();
+    first.is_some_and(|found| found.is_ok_and(|entry| entry.kind != EntryKind::Directory))
+}
+
+/// Returns true if a directory above a path is a symbolic link on this machine.
+fn is_behind_link(path: &Path) -> bool {
+    path.ancestors().skip(1).any(Path::is_symlink)
+}
+
+fn size_of(job: &Job<'_>, path: &Path) -> Result<(u64, u64)> {
+    let (root, mut sum) = (job.snapshot.root.chunk(), (0, 0));
+    for entry in TreeReader::within(&root, &tree_path(path), job.store) {
+        job.store.observer().progress().check()?;
+        // The restore reports a lost part of the tree.
+        if let Ok(entry) = entry {
+            let bytes = if entry.kind == EntryKind::File { entry.size } else { 0 };
+            sum = (sum.0 + 1, bytes.saturating_add(sum.1));
+        }
+    }
+    Ok(sum)
+}
+
+/// Returns the rules for owners: those of the kind, else the account of the same name, or for the
+/// accounts of a container the same number. Fails if an account does not exist.
+pub fn owners(job: &Job<'_>) -> Result<OwnerMap> {
+    let is_of_container = job.manifest.product.image.is_some();
+    let unmatched = if is_of_container { Unmatched::ByNumber } else { Unmatched::ByName };
+    let mut map = OwnerMap::new(unmatched, Box::new(SystemAccounts));
+    map.add_file(OF_KIND, &crate::owners::rules(&job.manifest.parts))?;
+    Ok(map)
+}
+
+/// Fails if a file system has too little space. Returns a note for each file system.
+pub fn expect_space(job: &Job<'_>, all: &[&Files]) -> Result<Vec<String>> {
+    let mut systems: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+    for path in all.iter().flat_map(|files| &files.paths) {
+        let Some(place) = path.ancestors().find(|above| above.exists()) else { continue };
+        let Ok(metadata) = place.metadata() else { continue };
+        let (count, bytes) = size_of(job, path)?;
+        let needed = bytes.saturating_add(count.saturating_mul(ENTRY_BYTES));
+        let system = systems.entry(metadata.dev()).or_insert((place.to_owned(), 0));
+        system.1 = system.1.saturating_add(needed);
+    }
+    let mut notes = Vec::new();
+    for (place, needed) in systems.into_values() {
+        let free = rustix::fs::statvfs(&place);
+        let free =
+            free.map_err(|error| Error::Read { path: place.clone(), source: error.into() })?;
+        let free = free.f_bavail.saturating_mul(free.f_frsize);
+        if free < needed {
+            return Err(Error::NoSpaceFor { place, needed, free });
+        }
+        notes.push(format!(
+            "{} MiB needed and {} MiB free at {}",
+            needed.div_ceil(1 << 20),
+            free >> 20,
+            shown(&place)
+        ));
+    }
+    if job.snapshot.statistics.metadata_unreadable > 0 {
+        let text = "the backup could not read some metadata; see `forgekeep inspect`";
+        job.store.observer().event(Event::Warning(text.into()));
+    }
+    Ok(notes)
+}

@@ -1,0 +1,341 @@
+//! Record of a rebuild on this machine. It lets the next call continue after a failure or a kill.
+//!
+//! A step that moves something is recorded before it is done, with the new place. So the next call
+//! never takes restored data for the data that was there before.
+
+use crate::error::{Error, Result};
+use crate::file;
+use serde::{Deserialize, Serialize};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Directory of the records, inside the state directory.
+const DIR: &str = "rebuild";
+/// Version of a record.
+const VERSION: u32 = 1;
+
+/// Stages of a rebuild, in their order.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Look whether the rebuild can succeed. Changes nothing.
+    Preconditions,
+    /// Restore the configuration and the secrets.
+    Configuration,
+    /// Let the product apply its configuration.
+    Configure,
+    /// Stop the services.
+    Stop,
+    /// Restore files and repositories.
+    Files,
+    /// Load roles and databases.
+    Databases,
+    /// Restore the queue of the same moment, or empty it.
+    Redis,
+    /// Start the services again.
+    Start,
+    /// Examine the result.
+    Checks,
+}
+
+impl Stage {
+    /// All stages.
+    pub const ALL: [Stage; 9] = [
+        Stage::Preconditions,
+        Stage::Configuration,
+        Stage::Configure,
+        Stage::Stop,
+        Stage::Files,
+        Stage::Databases,
+        Stage::Redis,
+        Stage::Start,
+        Stage::Checks,
+    ];
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Preconditions => "preconditions",
+            Stage::Configuration => "configuration",
+            Stage::Configure => "configure",
+            Stage::Stop => "stop",
+            Stage::Files => "files",
+            Stage::Databases => "databases",
+            Stage::Redis => "redis",
+            Stage::Start => "start",
+            Stage::Checks => "checks",
+        }
+    }
+
+    /// Number, from 1.
+    pub fn number(self) -> usize {
+        Stage::ALL.iter().position(|stage| *stage == self).unwrap_or_default() + 1
+    }
+}
+
+/// Something of this machine that is moved out of the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    /// Its path.
+    pub from: PathBuf,
+    /// Its new path.
+    pub to: PathBuf,
+    /// True if only the content of the directory moves, because it is a mount point.
+    pub is_mount: bool,
+    /// True once it was moved.
+    pub is_done: bool,
+}
+
+/// A database of the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loading {
+    /// Name of the database.
+    pub name: String,
+    /// New name of a database that had this name before; `None` if there was none.
+    pub aside: Option<String>,
+    /// True once the old database is out of the way: a database of this name is then our own.
+    pub is_begun: bool,
+    /// True once it is loaded and compared.
+    pub is_loaded: bool,
+}
+
+/// Progress of a rebuild.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    /// Id of the snapshot.
+    snapshot: String,
+    /// Ends the names of everything that is moved out of the way.
+    suffix: String,
+    /// Stages whose moves are recorded.
+    begun: Vec<Stage>,
+    done: Vec<Stage>,
+    /// Services that were stopped and must start again.
+    stopped: Vec<String>,
+    /// True if the admin's commands stopped services.
+    ran_stop_commands: bool,
+    aside: Vec<Aside>,
+    databases: Vec<Loading>,
+}
+
+/// Record of a rebuild, which is written at each change.
+#[derive(Debug)]
+pub struct Record {
+    path: PathBuf,
+    state: State,
+    /// True if an earlier call made the record.
+    pub is_continued: bool,
+}
+
+impl Record {
+    /// Returns the id of the snapshot from which an unfinished rebuild restores; `None` without one.
+    pub fn unfinished(state: &Path, instance: &str) -> Result<Option<String>> {
+        Ok(read(&place(state, instance))?.map(|state| state.snapshot))
+    }
+
+    /// Continues the record of an unfinished rebuild, or begins a new one. `suffix` ends the names of
+    /// what a new one moves out of the way. A dry run writes nothing.
+    pub fn open(state: &Path, instance: &str, snapshot: &str, suffix: &str) -> Result<Record> {
+        let path = place(state, instance);
+        let known = read(&path)?;
+        let is_continued = known.is_some();
+        let state = known.unwrap_or_else(|| State {
+            version: VERSION,
+            snapshot: snapshot.to_owned(),
+            suffix: suffix.to_owned(),
+            begun: Vec::new(),
+            done: Vec::new(),
+            stopped: Vec::new(),
+            ran_stop_commands: false,
+            aside: Vec::new(),
+            databases: Vec::new(),
+        });
+        Ok(Record { path, state, is_continued })
+    }
+
+    /// Removes the record of an unfinished rebuild. Returns what it moved out of the way.
+    pub fn forget(state: &Path, instance: &str) -> Result<Option<Vec<Aside>>> {
+        let path = place(state, instance);
+        let known = read(&path)?;
+        if known.is_some() {
+            remove(&path)?;
+        }
+        Ok(known.map(|state| state.aside))
+    }
+
+    /// Returns true if a stage was done.
+    pub fn is_done(&self, stage: Stage) -> bool {
+        self.state.done.contains(&stage)
+    }
+
+    /// Records that a stage is done.
+    pub fn finish(&mut self, stage: Stage) -> Result<()> {
+        self.state.done.push(stage);
+        self.write()
+    }
+
+    /// Returns what was moved, or will be.
+    pub fn aside(&self) -> &[Aside] {
+        &self.state.aside
+    }
+
+    /// Returns the end of the names of what is moved.
+    pub fn suffix(&self) -> &str {
+        &self.state.suffix
+    }
+
+    /// Returns true if a stage began: what is at the paths of its files may be restored data.
+    pub fn is_begun(&self, stage: Stage) -> bool {
+        self.state.begun.contains(&stage)
+    }
+
+    /// Records the moves of a stage before they are made.
+    pub fn begin(&mut self, stage: Stage, aside: Vec<Aside>) -> Result<()> {
+        self.state.aside.extend(aside);
+        if !self.is_begun(stage) {
+            self.state.begun.push(stage);
+        }
+        self.write()
+    }
+
+    /// Records that something was moved.
+    pub fn moved(&mut self, at: usize) -> Result<()> {
+        self.state.aside[at].is_done = true;
+        self.write()
+    }
+
+    /// Returns the services that were stopped.
+    pub fn stopped(&self) -> &[String] {
+        &self.state.stopped
+    }
+
+    /// Records services before they are stopped.
+    pub fn will_stop(&mut self, names: &[String]) -> Result<()> {
+        let new = names.iter().filter(|name| !self.state.stopped.contains(name)).cloned();
+        let new: Vec<String> = new.collect();
+        self.state.stopped.extend(new);
+        self.write()
+    }
+
+    /// Returns true if the admin's commands stopped services.
+    pub fn ran_stop_commands(&self) -> bool {
+        self.state.ran_stop_commands
+    }
+
+    /// Records the admin's commands before they stop services.
+    pub fn will_run_stop_commands(&mut self) -> Result<()> {
+        self.state.ran_stop_commands = true;
+        self.write()
+    }
+
+    /// Returns the state of a database.
+    pub fn loading(&self, name: &str) -> Option<&Loading> {
+        self.state.databases.iter().find(|known| known.name == name)
+    }
+
+    /// Records the state of a database.
+    pub fn set_loading(&mut self, loading: Loading) -> Result<()> {
+        self.state.databases.retain(|known| known.name != loading.name);
+        self.state.databases.push(loading);
+        self.write()
+    }
+
+    /// Returns the databases that were renamed, by their old names.
+    pub fn renamed(&self) -> impl Iterator<Item = (&str, &str)> {
+        let renamed = self.state.databases.iter().filter(|known| known.is_begun);
+        renamed.filter_map(|known| Some((known.name.as_str(), known.aside.as_deref()?)))
+    }
+
+    /// Removes the record of a finished rebuild.
+    pub fn close(self) -> Result<()> {
+        remove(&self.path)
+    }
+
+    fn write(&self) -> Result<()> {
+        let failed = |source| Error::Write { path: self.path.clone(), source };
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let text = serde_json::to_vec_pretty(&self.state);
+        let text = text.map_err(|error| failed(error.into()))?;
+        file::replace(&self.path, 0o600, &text)
+    }
+}
+
+fn place(state: &Path, instance: &str) -> PathBuf {
+    state.join(DIR).join(format!("{instance}.json"))
+}
+
+fn read(path: &Path) -> Result<Option<State>> {
+    let Some(text) = file::bytes(path)? else { return Ok(None) };
+    let state: State = serde_json::from_slice(&text)
+        .map_err(|error| Error::Malformed { path: path.to_owned(), reason: error.to_string() })?;
+    if state.version > VERSION {
+        let reason = "it was written by a newer version of forgekeep".into();
+        return Err(Error::Malformed { path: path.to_owned(), reason });
+    }
+    Ok(Some(state))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let removed = std::fs::remove_file(path).and_then(|()| file::sync_dir(dir));
+    removed.map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_continued_as_it_was_left() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let open = |snapshot: &str| Record::open(dir.path(), "gitlab", snapshot, "before-1");
+        assert_eq!(Record::unfinished(dir.path(), "gitlab").expect("reads"), None);
+        let mut record = open("aa").expect("begins");
+        assert!(!record.is_continued);
+        record.finish(Stage::Configuration).expect("writes");
+        record.will_stop(&["puma".into()]).expect("writes");
+        record.will_stop(&["puma".into(), "sidekiq".into()]).expect("writes");
+        let aside =
+            Aside { from: "/a".into(), to: "/a.before-1".into(), is_mount: false, is_done: false };
+        record.begin(Stage::Files, vec![aside]).expect("writes");
+        record.moved(0).expect("writes");
+        let name = || "main".to_owned();
+        let loading = Loading { name: name(), aside: None, is_begun: true, is_loaded: false };
+        record.set_loading(loading).expect("writes");
+        let again = open("bb").expect("continues");
+        assert!(again.is_continued && again.is_done(Stage::Configuration));
+        assert!(again.is_begun(Stage::Files) && !again.is_begun(Stage::Redis));
+        assert!(!again.is_done(Stage::Files) && again.aside()[0].is_done);
+        assert_eq!(again.stopped(), ["puma", "sidekiq"]);
+        assert!(again.loading("main").is_some_and(|loading| loading.is_begun));
+        // The snapshot of the first call counts.
+        let unfinished = Record::unfinished(dir.path(), "gitlab").expect("reads");
+        assert_eq!(unfinished.as_deref(), Some("aa"));
+        again.close().expect("removes");
+        assert_eq!(Record::unfinished(dir.path(), "gitlab").expect("reads"), None);
+    }
+
+    #[test]
+    fn a_record_of_a_newer_version_is_not_continued() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut record = Record::open(dir.path(), "x", "aa", "s").expect("begins");
+        record.state.version = VERSION + 1;
+        record.write().expect("writes");
+        let error = Record::open(dir.path(), "x", "aa", "s").expect_err("refused");
+        assert!(error.to_string().contains("newer version"), "{error}");
+    }
+}

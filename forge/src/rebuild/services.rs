@@ -1,0 +1,194 @@
+//! Stops the services of an instance for its rebuild, and starts them at the end.
+
+use super::{Rebuild, Stage};
+use crate::error::{Error, Result};
+use crate::kind::Rebuilding;
+use crate::plan::{Phase, Plan};
+use crate::rebuild::aside;
+use crate::rebuild::files::Files;
+use crate::service::control::{Control, Speaks, Supervisor};
+
+impl Rebuild<'_, '_> {
+    /// Stops everything that would use or change restored data.
+    pub fn stop(&mut self, rebuilding: &Rebuilding) -> Result<()> {
+        let plan = match self.plan() {
+            Ok((plan, _)) => plan,
+            Err(error) if self.job.is_dry && !error.is_interrupted() => {
+                (self.say)(Stage::Stop, &format!("the services are not known yet: {error}"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let progress = self.job.store.observer().progress();
+        match &plan.control {
+            Control::Nothing => {
+                let text = "no services are configured; make sure that none uses the data";
+                (self.say)(Stage::Stop, text);
+            }
+            Control::Commands { stop, .. } => {
+                for step in stop {
+                    if self.job.is_dry {
+                        let text = format!("would run `{}`", step.command.shown());
+                        (self.say)(Stage::Stop, &text);
+                    }
+                }
+                if !self.job.is_dry {
+                    self.record.will_run_stop_commands()?;
+                    for step in stop {
+                        step.command.output(progress)?;
+                        (self.say)(Stage::Stop, &format!("ran `{}`", step.command.shown()));
+                    }
+                }
+            }
+            Control::Supervised(supervisor) => {
+                let supervisor = all(supervisor, &plan, rebuilding, progress);
+                let running = Control::Supervised(supervisor.clone()).writers(progress);
+                let running = match running {
+                    // A new machine may have no service yet.
+                    Err(Error::Service { reason, .. }) if self.job.is_dry => {
+                        (self.say)(Stage::Stop, &reason);
+                        return Ok(());
+                    }
+                    running => running?,
+                };
+                let names: Vec<String> = running.iter().map(|writer| writer.name.clone()).collect();
+                if names.is_empty() {
+                    (self.say)(Stage::Stop, "no service runs that has to stop");
+                    return Ok(());
+                }
+                if self.job.is_dry {
+                    (self.say)(Stage::Stop, &format!("would stop {}", names.join(", ")));
+                    return Ok(());
+                }
+                self.record.will_stop(&names)?;
+                for writer in &running {
+                    supervisor.stop(writer, progress)?;
+                }
+                (self.say)(Stage::Stop, &format!("stopped {}", names.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the saved queue in place, or makes Redis start empty: jobs of other moments would act on
+    /// the restored databases.
+    pub fn redis(&mut self) -> Result<()> {
+        let job = self.job;
+        let plan = match self.plan() {
+            Ok((plan, _)) => plan,
+            Err(error) if job.is_dry && !error.is_interrupted() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let Some(redis) = &plan.redis else {
+            (self.say)(Stage::Redis, "the instance has none");
+            return Ok(());
+        };
+        let progress = job.store.observer().progress();
+        let saved = Files::of(job, |part| part.phase == Phase::RedisFiles);
+        let is_up = redis.expect_access(progress).is_ok();
+        let is_ours = job.is_dry || !is_up;
+        if !is_ours {
+            // A running server would overwrite its files.
+            redis.flush(progress)?;
+            let text = match saved.is_empty() {
+                true => "emptied; the snapshot has no saved queue".to_owned(),
+                false => format!(
+                    "emptied; Redis runs and cannot be stopped here, so the saved queue was not \
+                     restored ({}); to keep it, stop Redis and restore that file",
+                    saved.shown()
+                ),
+            };
+            (self.say)(Stage::Redis, &text);
+            return Ok(());
+        }
+        if job.is_dry {
+            let text = match saved.is_empty() {
+                true => "would start empty: the snapshot has no saved queue".to_owned(),
+                false => format!("would restore {}", saved.shown()),
+            };
+            (self.say)(Stage::Redis, &text);
+            return Ok(());
+        }
+        // Files of another format would be loaded instead of the restored ones.
+        let suffix = self.record.suffix().to_owned();
+        let mut planned = saved.asides(job, &suffix)?;
+        for path in
+            plan.redis_dir().map(|dir| FILES.map(|name| dir.join(name))).into_iter().flatten()
+        {
+            if !planned.iter().any(|known| known.from == path) {
+                planned.extend(aside::plan(&path, &suffix, progress)?);
+            }
+        }
+        let is_begun = self.record.is_begun(Stage::Redis);
+        self.record.begin(Stage::Redis, if is_begun { Vec::new() } else { planned })?;
+        aside::carry_out(self.record, progress)?;
+        if saved.is_empty() {
+            for path in
+                plan.redis_dir().map(|dir| FILES.map(|name| dir.join(name))).into_iter().flatten()
+            {
+                // Its other name keeps the content.
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    removed => removed.map_err(|source| Error::Write { path, source })?,
+                }
+            }
+            (self.say)(Stage::Redis, "starts empty: the snapshot has no saved queue");
+            return Ok(());
+        }
+        let text = saved.restore(job)?;
+        (self.say)(Stage::Redis, &text);
+        Ok(())
+    }
+
+    /// Starts what was stopped, and applies the configuration once more.
+    pub fn start(&mut self, rebuilding: &Rebuilding) -> Result<()> {
+        if self.job.is_dry {
+            (self.say)(Stage::Start, "would start them again");
+            return self.configure(Stage::Start, rebuilding);
+        }
+        let (plan, _) = self.plan()?;
+        let progress = self.job.store.observer().progress();
+        if self.record.ran_stop_commands()
+            && let Control::Commands { start, .. } = &plan.control
+        {
+            for step in start {
+                step.command.output(progress)?;
+                (self.say)(Stage::Start, &format!("ran `{}`", step.command.shown()));
+            }
+        }
+        let stopped = self.record.stopped().to_vec();
+        if let Some(supervisor) = plan.control.supervisor()
+            && !stopped.is_empty()
+        {
+            for name in stopped.iter().rev() {
+                supervisor.start(name, progress)?;
+            }
+            (self.say)(Stage::Start, &format!("started {}", stopped.join(", ")));
+        }
+        self.configure(Stage::Start, rebuilding)
+    }
+}
+
+/// Persistence files of Redis.
+const FILES: [&str; 3] = ["dump.rdb", "appendonly.aof", "appendonlydir"];
+
+/// Returns the supervisor with all services to stop: those that it shows, without the database
+/// server, into which dumps are loaded.
+fn all(
+    supervisor: &Supervisor,
+    plan: &Plan,
+    rebuilding: &Rebuilding,
+    progress: &store::observe::Progress,
+) -> Supervisor {
+    let mut supervisor = supervisor.clone();
+    if supervisor.speaks == Speaks::Runit {
+        let names = plan.control.services(progress);
+        let is_kept = |name: &String| rebuilding.up.contains(&name.as_str());
+        let names: Vec<String> = names.into_iter().filter(|name| !is_kept(name)).collect();
+        if !names.is_empty() {
+            supervisor.writers = names;
+        }
+        supervisor.needs_all = false;
+    }
+    supervisor
+}

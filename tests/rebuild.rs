@@ -1,0 +1,347 @@
+//! Rebuilds of whole instances, with real servers and services.
+
+use crate::support::docker_gitlab::{self, DockerGitlab};
+use crate::support::gitlab::database::{CI, MAIN};
+use crate::support::gitlab::{Builder, DATA, Gitlab, assert_rows_have_files, fsck_all, short_dir};
+use crate::support::gitlab_container::GitlabContainer;
+use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::postgres::{Options, Postgres};
+use crate::support::sandbox::{Run, Sandbox, need_root};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Stdio;
+
+/// Directories with data, below the root.
+const DATA_DIRS: [&str; 5] = [
+    "var/opt/gitlab/git-data/repositories",
+    "mnt/storage2/repositories",
+    "var/opt/gitlab/gitlab-rails/uploads",
+    "var/opt/gitlab/gitlab-rails/shared/artifacts",
+    "var/opt/gitlab/.ssh",
+];
+
+/// An instance with a snapshot.
+struct Bench {
+    gitlab: Gitlab,
+    sandbox: Sandbox,
+}
+
+impl Bench {
+    fn new(builder: Builder) -> Bench {
+        need_root();
+        let gitlab = builder.build();
+        let sandbox = Sandbox::new();
+        configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+        let bench = Bench { gitlab, sandbox };
+        backup(&bench.sandbox).run().ok();
+        bench
+    }
+
+    fn rebuild(&self, arguments: &[&str]) -> Run {
+        let scratch = self.sandbox.text("scratch");
+        std::fs::create_dir_all(&scratch).expect("a directory");
+        let pass = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(&scratch, pass).expect("its mode");
+        configured(&self.sandbox, ["rebuild", "forge", "--scratch", &scratch]).args(arguments)
+    }
+
+    /// Makes the instance look like a new machine, on which the package was just installed: all data
+    /// and the secrets are new, and the databases are empty.
+    fn make_new(&self) {
+        for dir in DATA_DIRS {
+            let dir = self.gitlab.path(dir);
+            for entry in std::fs::read_dir(&dir).expect("lists") {
+                let path = entry.expect("an entry").path();
+                let removed = match path.is_dir() {
+                    true => std::fs::remove_dir_all(&path),
+                    false => std::fs::remove_file(&path),
+                };
+                removed.expect("removes");
+            }
+        }
+        self.gitlab.postgres.sql("postgres", format!("drop database {MAIN}; drop database {CI}"));
+        for name in [MAIN, CI] {
+            let sql = format!("create database {name} owner gitlab");
+            self.gitlab.postgres.sql("postgres", sql);
+        }
+        self.gitlab.postgres.sql(MAIN, "create table fresh (id int)");
+        let secrets = self.gitlab.path("etc/gitlab/gitlab-secrets.json");
+        std::fs::write(secrets, "{\"gitlab_rails\": {\"db_key_base\": \"new\"}}").expect("writes");
+    }
+
+    fn secrets(&self) -> String {
+        std::fs::read_to_string(self.gitlab.path("etc/gitlab/gitlab-secrets.json")).expect("reads")
+    }
+
+    /// Asserts that everything is as it was in the snapshot.
+    #[track_caller]
+    fn assert_rebuilt(&self, repositories: usize) {
+        assert_eq!(fsck_all(self.gitlab.root()), repositories);
+        assert!(assert_rows_have_files(&self.gitlab.postgres, self.gitlab.root()) > 0);
+        assert!(self.secrets().contains(&"2c".repeat(64)));
+        let storage = self.gitlab.path(DATA_DIRS[0]).metadata().expect("is there");
+        assert_eq!(storage.mode() & 0o7777, 0o2770);
+        let git = crate::support::gitlab::git();
+        assert_eq!((storage.uid(), storage.gid()), (git.uid, git.gid));
+        let status = self.gitlab.ctl(["status"]);
+        assert!(!status.stdout.contains("down: "), "{}", status.stdout);
+        configured(&self.sandbox, ["inspect", "--instance", "forge"]).run().ok();
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("an entry"));
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_new_machine_becomes_the_instance_of_the_snapshot() {
+    let bench = Bench::new(Builder::new());
+    let repositories = fsck_all(bench.gitlab.root());
+    bench.make_new();
+    let fresh = bench.secrets();
+
+    // A dry run changes nothing, and data of this machine needs consent.
+    let outcome = bench.rebuild(&["--dry-run"]).run().ok();
+    for part in
+        ["would move", "would run", "would stop", "rename the one here", "nothing was changed"]
+    {
+        assert!(outcome.stdout.contains(part), "{part}: {}", outcome.stdout);
+    }
+    let refused = bench.rebuild(&[]).run().ends_with(1);
+    assert!(refused.stderr.contains("give --yes"), "{}", refused.stderr);
+    assert_eq!(bench.secrets(), fresh);
+    assert_eq!(bench.gitlab.postgres.query(MAIN, "select count(*) from fresh"), "0");
+
+    let all = bench.rebuild(&["--yes", "--json"]).run().ok().json();
+    let summary = summary(&all);
+    assert_eq!(summary["is_good"], true, "{all:#?}");
+    assert!(summary["left"].to_string().contains("gitlab:check SANITIZE=true"), "{summary}");
+    bench.assert_rebuilt(repositories);
+    for check in lines(&all, "check") {
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    let checked = |name: &str| lines(&all, "check").iter().any(|check| check["name"] == name);
+    for name in ["fsck", "write", "secrets", "owners", &format!("database-{MAIN}")] {
+        assert!(checked(name), "{name}");
+    }
+
+    // Everything that was there before is kept.
+    let moved = lines(&all, "moved");
+    let place = |from: &str| {
+        let line = moved.iter().find(|line| line["from"] == from);
+        line.unwrap_or_else(|| panic!("{from}: {moved:?}"))["to"].as_str().expect("text").to_owned()
+    };
+    let old = place(bench.gitlab.path("etc/gitlab").to_str().expect("text"));
+    let old = std::fs::read_to_string(Path::new(&old).join("gitlab-secrets.json")).expect("reads");
+    assert_eq!(old, fresh);
+    let database = place(&format!("database {MAIN}"));
+    let database = database.strip_prefix("database ").expect("a database");
+    assert_eq!(bench.gitlab.postgres.query(database, "select count(*) from fresh"), "0");
+    // The configuration was applied with the secrets of the snapshot only.
+    let log = std::fs::read_to_string(bench.gitlab.path("var/log/gitlab/reconfigure"));
+    let log = log.expect("was run");
+    let sums: Vec<&str> = log.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    assert!(sums.len() == 2 && sums[0] == sums[1], "{log}");
+    // Jobs of the new machine would act on the old databases.
+    assert_eq!(bench.gitlab.redis.ask(&["DBSIZE"]).trim(), "0");
+
+    // The instance works: it can be backed up.
+    backup(&bench.sandbox).run().ok();
+    assert!(names(&bench.sandbox.path("state/rebuild")).is_empty());
+}
+
+/// Starts a command and kills it once it has printed some lines. Returns these lines.
+fn kill_after(mut run: Run, lines: usize) -> Vec<String> {
+    let command = run.command().stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    let printed = output.lines().take(lines).map(|line| line.expect("text")).collect();
+    child.kill().expect("kills");
+    child.wait().expect("ends");
+    printed
+}
+
+#[test]
+fn a_killed_rebuild_continues_at_every_line() {
+    let bench = Bench::new(Builder::new().projects(2));
+    let repositories = fsck_all(bench.gitlab.root());
+    bench.make_new();
+    let fresh = bench.secrets();
+    let (mut kills, mut has_begun) = (0, false);
+    // Each call gets one line further than the one before, and is killed there.
+    for line in 1.. {
+        let printed = kill_after(bench.rebuild(&["--yes"]), line);
+        let unfinished = bench.sandbox.path("state/rebuild/forge.json").exists();
+        let is_over = printed.last().is_some_and(|last| last.starts_with("9/9"));
+        if is_over || (has_begun && !unfinished) {
+            break;
+        }
+        kills += 1;
+        has_begun = unfinished;
+        if unfinished {
+            // An unfinished instance must not become the latest snapshot.
+            let refused = backup(&bench.sandbox).run().ends_with(1);
+            assert!(refused.all_output().contains("is not finished"), "{}", refused.all_output());
+        }
+    }
+    assert!(kills > 8, "{kills}");
+    if bench.sandbox.path("state/rebuild/forge.json").exists() {
+        bench.rebuild(&[]).run().ok();
+    }
+    bench.assert_rebuilt(repositories);
+    // Only the data of the new machine was moved, and only once.
+    let moved = names(&bench.gitlab.path("etc"));
+    let moved: Vec<_> = moved.iter().filter(|name| name.starts_with("gitlab.before")).collect();
+    assert_eq!(moved.len(), 1, "{moved:?}");
+    let old = bench.gitlab.path("etc").join(moved[0]).join("gitlab-secrets.json");
+    assert_eq!(std::fs::read_to_string(old).expect("reads"), fresh);
+    let databases = "select count(*) from pg_database where datname like '%before_rebuild%'";
+    assert_eq!(bench.gitlab.postgres.query("postgres", databases), "2");
+    backup(&bench.sandbox).run().ok();
+}
+
+#[test]
+fn another_version_is_refused_before_anything_changes() {
+    let bench = Bench::new(Builder::new().projects(1));
+    let manifest = bench.gitlab.path("opt/gitlab/version-manifest.txt");
+    let text = std::fs::read_to_string(&manifest).expect("reads");
+    for (old, new) in [("17.8.2", "17.9.0"), ("gitlab-ce", "gitlab-ee")] {
+        std::fs::write(&manifest, text.replace(old, new)).expect("writes");
+        let refused = bench.rebuild(&["--yes"]).run().ends_with(1);
+        assert!(
+            refused.stderr.contains("the snapshot is of GitLab 17.8.2 ce"),
+            "{}",
+            refused.stderr
+        );
+        assert!(refused.stderr.contains("install exactly"), "{}", refused.stderr);
+    }
+    std::fs::write(&manifest, text).expect("writes");
+    assert_eq!(names(&bench.gitlab.path("etc")), ["gitlab"]);
+    assert!(!bench.gitlab.path("var/log/gitlab/reconfigure").exists());
+    let unknown = bench.rebuild(&["2019-01-01", "--yes"]).run();
+    assert_ne!(unknown.code(), Some(0));
+    // A store within the data would move with it.
+    let store = bench.gitlab.path(DATA).join("gitlab-rails/uploads/store");
+    let copied = Run::limited("cp").args(["-a"]).args([bench.sandbox.path("store"), store.clone()]);
+    copied.run().ok();
+    let refused = bench.rebuild(&["--yes", "--store", store.to_str().expect("text")]).run();
+    assert!(refused.ends_with(1).stderr.contains("the store"), "the store would move");
+}
+
+/// Writes a configuration for an instance of any kind.
+fn configure_kind(sandbox: &Sandbox, kind: &str, root: &Path, more: &str) {
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = '{kind}'\nroot = '{}'\n\
+         {more}\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        root.display(),
+    );
+    sandbox.write("forgekeep.toml", text);
+}
+
+#[test]
+fn directories_and_a_database_of_no_product_are_rebuilt() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    let rows = "create table t (id int); insert into t select generate_series(1, 500)";
+    postgres.sql("postgres", "create role app login; create database shop owner app");
+    postgres.sql("shop", format!("set role app; {rows}"));
+    let data = dir.path().join("srv/data");
+    std::fs::create_dir_all(data.join("inner")).expect("directories");
+    std::fs::write(data.join("inner/file"), "content").expect("writes");
+    let log = sandbox.text("services.log");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n\
+         [instances.forge.services]\n\
+         stop = [{{ command = ['sh', '-c', 'echo stop >> {log}'] }}]\n\
+         start = [{{ command = ['sh', '-c', 'echo start >> {log}'] }}]\n",
+        data.display(),
+        postgres.socket_dir().display(),
+        postgres.superuser(),
+    );
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    backup(&sandbox).run().ok();
+
+    // On a machine without any of it, nothing has to move, and no consent is needed.
+    std::fs::remove_dir_all(dir.path().join("srv")).expect("removes");
+    postgres.sql("postgres", "drop database shop; drop role app");
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = |arguments: &[&str]| {
+        configured(&sandbox, ["rebuild", "forge", "--scratch", scratch]).args(arguments).run()
+    };
+    let outcome = rebuild(&[]).ok();
+    assert!(!outcome.stdout.contains("kept:"), "{}", outcome.stdout);
+    assert_eq!(std::fs::read_to_string(data.join("inner/file")).expect("reads"), "content");
+    assert_eq!(postgres.query("shop", "select count(*), max(id) from t"), "500|500");
+    let owner = "select pg_get_userbyid(datdba) from pg_database where datname = 'shop'";
+    assert_eq!(postgres.query("postgres", owner), "app");
+    assert_eq!(String::from_utf8_lossy(&sandbox.read("services.log")), "stop\nstart\n");
+
+    // A newer database is kept under another name.
+    postgres.sql("shop", "drop table t; create extension pg_trgm; create table t (name text)");
+    postgres.sql("shop", "create index on t using gin (name gin_trgm_ops)");
+    backup(&sandbox).run().ok();
+    postgres.sql("shop", "insert into t values ('newer')");
+    rebuild(&["--yes"]).ok();
+    assert_eq!(postgres.query("shop", "select count(*) from t"), "0");
+    let kept = "select datname from pg_database where datname like 'shop_before%'";
+    let kept = postgres.query("postgres", kept);
+    assert_eq!(postgres.query(&kept, "select name from t"), "newer");
+}
+
+#[test]
+fn a_gitlab_of_containers_is_rebuilt() {
+    need_root();
+    let (sandbox, gitlab) = (Sandbox::new(), DockerGitlab::start());
+    let more = format!(
+        "compose = '{}'\ndocker = ['{}']\nchecks = {{ sample = 'all' }}",
+        gitlab.path(docker_gitlab::COMPOSE).display(),
+        gitlab.path("docker").display()
+    );
+    configure_kind(&sandbox, "docker-gitlab", gitlab.root(), &more);
+    backup(&sandbox).run().ok();
+    let data = gitlab.path(docker_gitlab::DATA);
+    let key = data.join("ssh/ssh_host_ed25519_key");
+    let before = std::fs::read(&key).expect("reads");
+    std::fs::write(&key, "new").expect("writes");
+    std::fs::write(gitlab.path("srv/forge/secrets.env"), "NEW=1").expect("writes");
+    let outcome = configured(&sandbox, ["rebuild", "forge", "--yes", "--sample", "3"]).run().ok();
+    assert_eq!(std::fs::read(&key).expect("reads"), before);
+    let secrets = std::fs::read_to_string(gitlab.path("srv/forge/secrets.env")).expect("reads");
+    assert!(secrets.contains("GITLAB_SECRETS_OTP_KEY_BASE"), "{secrets}");
+    assert!(gitlab.is_up(), "{}", outcome.all_output());
+    let asked = gitlab.asked();
+    assert!(asked.contains("stop -t") && asked.contains("start forge-gitlab-1"), "{asked}");
+    assert!(outcome.stdout.contains("app:rake gitlab:check"), "{}", outcome.stdout);
+}
+
+#[test]
+fn a_gitlab_in_its_official_container_is_rebuilt() {
+    need_root();
+    let (sandbox, gitlab) = (Sandbox::new(), GitlabContainer::start(Builder::new()));
+    let more = format!(
+        "docker = ['{}']\nchecks = {{ sample = 'all' }}",
+        gitlab.root().join("docker").display()
+    );
+    configure_kind(&sandbox, "gitlab-container", gitlab.root(), &more);
+    backup(&sandbox).run().ok();
+    let secrets = gitlab.root().join("srv/gitlab/config/gitlab-secrets.json");
+    std::fs::write(&secrets, "{}").expect("writes");
+    let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
+    let text = std::fs::read_to_string(&secrets).expect("reads");
+    assert!(text.contains("db_key_base"), "{text}");
+    let asked = gitlab.asked();
+    for words in ["gitlab-ctl reconfigure", "gitlab-ctl stop sidekiq", "pg_restore --create"] {
+        assert!(asked.contains(words), "{words}: {asked}");
+    }
+    let rake = "/opt/gitlab/bin/gitlab-rake gitlab:check SANITIZE=true";
+    assert!(outcome.stdout.contains(rake), "{}", outcome.stdout);
+}
