@@ -6,7 +6,8 @@ use crate::support::gitlab::{Builder, DATA, Gitlab, assert_rows_have_files, fsck
 use crate::support::gitlab_container::GitlabContainer;
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::postgres::{Options, Postgres};
-use crate::support::sandbox::{Run, Sandbox, need_root};
+use crate::support::sandbox::{FORGEKEEP, Run, Sandbox, need_root};
+use crate::support::server::{Signal, wait_until};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -206,6 +207,30 @@ fn a_killed_rebuild_continues_at_every_line() {
 }
 
 #[test]
+fn a_stopped_redis_gets_the_queue_of_the_same_moment() {
+    let bench = Bench::new(Builder::new().projects(1));
+    let dump = bench.gitlab.path(DATA).join("redis/dump.rdb");
+    let saved = std::fs::read(&dump).expect("was saved by the backup");
+    // `gitlab-ctl stop` would end it.
+    bench.gitlab.redis.signal(Signal::KILL);
+    wait_until("it is gone", || !is_answering(&bench.gitlab));
+    std::fs::write(&dump, "of the new machine").expect("writes");
+    let outcome = bench.rebuild(&["--yes"]).run().ok();
+    assert_eq!(std::fs::read(&dump).expect("is restored"), saved, "{}", outcome.stdout);
+    let owner = crate::support::accounts::Account::named("gitlab-redis");
+    assert_eq!(dump.metadata().expect("is there").uid(), owner.uid);
+    let kept = names(dump.parent().expect("a directory"));
+    let kept = kept.iter().find(|name| name.starts_with("dump.rdb.before-rebuild-"));
+    let kept = dump.with_file_name(kept.expect("the file of the new machine"));
+    assert_eq!(std::fs::read_to_string(kept).expect("reads"), "of the new machine");
+}
+
+fn is_answering(gitlab: &Gitlab) -> bool {
+    let socket = gitlab.redis.socket();
+    Run::limited("redis-cli").args(["-s"]).args([socket]).args(["PING"]).run().code() == Some(0)
+}
+
+#[test]
 fn another_version_is_refused_before_anything_changes() {
     let bench = Bench::new(Builder::new().projects(1));
     let manifest = bench.gitlab.path("opt/gitlab/version-manifest.txt");
@@ -344,4 +369,55 @@ fn a_gitlab_in_its_official_container_is_rebuilt() {
     }
     let rake = "/opt/gitlab/bin/gitlab-rake gitlab:check SANITIZE=true";
     assert!(outcome.stdout.contains(rake), "{}", outcome.stdout);
+}
+
+/// Runs commands in a mount namespace that has the instance at its real paths, and nothing else of
+/// the machine that a rebuild might change.
+const AT_REAL_PATHS: &str = "\
+set -e
+mount -t tmpfs -o mode=755 none /var/lib
+for dir in opt var/opt mnt; do mount -t tmpfs -o mode=755 none /$dir; done
+mkdir /opt/gitlab /var/opt/gitlab /mnt/storage2 $1/etc.new
+mount --bind $1/opt/gitlab /opt/gitlab
+mount --bind $1/var/opt/gitlab /var/opt/gitlab
+mount --bind $1/mnt/storage2 /mnt/storage2
+cp -a /etc/passwd /etc/group /etc/nsswitch.conf $1/etc.new
+cp -a $1/etc/gitlab $1/etc.new/gitlab
+mkdir $1/etc.new/ssh
+touch $1/etc.new/ssh/ssh_host_ed25519_key $1/etc.new/ssh/sshd_config
+mount --bind $1/etc.new /etc
+eval \"$2\"
+";
+
+#[test]
+fn a_machine_without_a_configuration_is_rebuilt_at_the_real_paths() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    let at_real_paths = |commands: &str| {
+        let root = gitlab.root().to_str().expect("text");
+        let words = ["--mount", "--propagation", "private", "sh", "-c", AT_REAL_PATHS, "sh"];
+        let run = Run::limited("unshare").args(words).args([root, commands]);
+        run.env("FORGEKEEP_STORE", sandbox.text("store")).env("FK", FORGEKEEP).run()
+    };
+    let outcome = at_real_paths(
+        "printf \"[instances.gitlab]\\nkind = 'gitlab'\\nchecks = { sample = 'all' }\\n\" > /etc/forgekeep.toml
+        $FK backup --instance gitlab --init --store $FORGEKEEP_STORE
+        rm /etc/forgekeep.toml
+        rm -r /var/opt/gitlab/git-data/repositories/* /var/opt/gitlab/gitlab-rails/uploads/*
+        echo 'external_url' > /etc/gitlab/gitlab.rb
+        echo '{}' > /etc/gitlab/gitlab-secrets.json
+        echo new > /etc/ssh/ssh_host_ed25519_key
+        echo new > /etc/ssh/sshd_config
+        $FK rebuild gitlab --dry-run
+        $FK rebuild gitlab --yes
+        grep -q db_key_base /etc/gitlab/gitlab-secrets.json
+        test ! -s /etc/ssh/ssh_host_ed25519_key
+        grep -q new /etc/ssh/sshd_config
+        ls /etc/ssh/ssh_host_ed25519_key.before-rebuild-*",
+    );
+    let outcome = outcome.ok();
+    assert!(outcome.all_output().contains("is not configured here"), "{}", outcome.all_output());
+    assert!(outcome.stdout.contains("gitlab: rebuilt, no problems found"), "{}", outcome.stdout);
+    fsck_all(gitlab.root());
 }

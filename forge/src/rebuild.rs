@@ -253,8 +253,8 @@ impl Rebuild<'_, '_> {
                 (self.say)(stage, &text);
             }
             let (count, bytes) = files.size(job)?;
-            let text =
-                format!("would restore {count} entries with {bytes} bytes to {}", files.shown());
+            let bytes = files::mebibytes(bytes);
+            let text = format!("would restore {count} entries ({bytes}) to {}", files.shown());
             (self.say)(stage, &text);
             return Ok(());
         }

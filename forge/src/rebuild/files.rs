@@ -150,7 +150,7 @@ impl Files {
             restored(&tree_path(&from), &target, Globs::default())?;
         }
         self.sync()?;
-        Ok(format!("restored {} files, {} bytes, to {}", totals.0, totals.1, self.shown()))
+        Ok(format!("restored {} files ({}) to {}", totals.0, mebibytes(totals.1), self.shown()))
     }
 
     /// Makes the restored data durable on each file system: the record says next that it is there.
@@ -162,6 +162,11 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// Formats a number of bytes.
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// Returns the place of a path of the tree.
@@ -223,12 +228,8 @@ pub fn expect_space(job: &Job<'_>, all: &[&Files]) -> Result<Vec<String>> {
         if free < needed {
             return Err(Error::NoSpaceFor { place, needed, free });
         }
-        notes.push(format!(
-            "{} MiB needed and {} MiB free at {}",
-            needed.div_ceil(1 << 20),
-            free >> 20,
-            shown(&place)
-        ));
+        let (needed, free) = (mebibytes(needed), mebibytes(free));
+        notes.push(format!("{needed} needed and {free} free at {}", shown(&place)));
     }
     if job.snapshot.statistics.metadata_unreadable > 0 {
         let text = "the backup could not read some metadata; see `forgekeep inspect`";
