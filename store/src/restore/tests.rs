@@ -10,6 +10,7 @@ use crate::backup::{About, Backup, BackupOptions, Likeness, Sources};
 use crate::config::Config;
 use crate::entry::Time;
 use crate::observe::{Observer, Progress};
+use crate::owner_map::{SystemAccounts, Unmatched};
 use crate::store::{Purpose, init};
 use chunker::Parameters;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Records events.
 #[derive(Default)]
@@ -423,6 +424,9 @@ fn concurrent_restores_both_succeed() {
     }
 }
 
+/// Number of times that a racing thread puts a link in place of a directory.
+const SWAPS: u64 = 100_000;
+
 #[test]
 fn racing_links_do_not_redirect_writes_outside() {
     let bench = Bench::new(|source| {
@@ -444,16 +448,19 @@ fn racing_links_do_not_redirect_writes_outside() {
     }
     let before = ctimes(&outside);
     let (is_over, target) = (AtomicBool::new(false), bench.path("target"));
+    let swaps = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for dir in 0..4 {
             let (target, outside, is_over) = (&target, &outside, &is_over);
+            let swaps = &swaps;
             scope.spawn(move || {
                 // Each step may fail, because the restore works on the same paths.
                 while !is_over.load(Relaxed) {
                     let (at, aside) =
                         (target.join(format!("{dir}")), target.join(format!("aside-{dir}")));
                     let _ = fs::rename(&at, &aside);
-                    let _ = symlink(outside, &at);
+                    let swapped = symlink(outside, &at);
+                    swaps.fetch_add(u64::from(swapped.is_ok()), Relaxed);
                     for name in ["in/3", "fifo-5", "in/link-7"] {
                         let _ = fs::remove_file(aside.join(name));
                         let _ = symlink(outside.join("in/3"), aside.join(name));
@@ -463,8 +470,17 @@ fn racing_links_do_not_redirect_writes_outside() {
                 }
             });
         }
-        for round in 0..30 {
-            let options = Options { delete: round % 2 == 1, ..bench.options() };
+        // An owner map must not reach the files outside, either.
+        let mut rounds = 0..;
+        while swaps.load(Relaxed) < SWAPS {
+            let round: u32 = rounds.next().expect("has no end");
+            let mut owners = OwnerMap::new(Unmatched::ByNumber, Box::new(SystemAccounts));
+            if round % 3 == 2 {
+                owners.add_owner("--chown", b"4321:4321").expect("is valid");
+                owners.add_mode("--chmod", b"o-rwx").expect("is valid");
+            }
+            let (delete, owners) = (round % 2 == 1, Arc::new(owners));
+            let options = Options { delete, owners, ..bench.options() };
             let done = restore(&bench.store, &bench.root, &bench.from, &target, &options);
             assert!(done.is_ok(), "{done:?}");
         }
