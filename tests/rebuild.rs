@@ -207,6 +207,37 @@ fn a_killed_rebuild_continues_at_every_line() {
 }
 
 #[test]
+fn links_of_the_new_machine_are_kept() {
+    let bench = Bench::new(Builder::new().projects(2));
+    let repositories = fsck_all(bench.gitlab.root());
+    bench.make_new();
+    // The administrator has prepared a larger disk.
+    let [seen, disk] = [DATA_DIRS[0], "mnt/disk/repositories"].map(|dir| bench.gitlab.path(dir));
+    std::fs::create_dir_all(&disk).expect("directories");
+    std::fs::write(disk.join("old"), "old").expect("writes");
+    std::fs::remove_dir_all(&seen).expect("removes");
+    std::os::unix::fs::symlink("/mnt/disk/repositories", &seen).expect("links");
+    // A link that a service made could lead anywhere.
+    let uploads = bench.gitlab.path(DATA_DIRS[2]);
+    std::fs::remove_dir_all(&uploads).expect("removes");
+    let victim = bench.gitlab.path("mnt/victim");
+    std::fs::create_dir_all(victim.join("inner")).expect("directories");
+    std::fs::write(victim.join("inner/file"), "precious").expect("writes");
+    std::os::unix::fs::symlink("/mnt/victim", &uploads).expect("links");
+    let git = crate::support::gitlab::git();
+    std::os::unix::fs::lchown(&uploads, Some(git.uid), Some(git.gid)).expect("gives");
+    bench.rebuild(&["--yes"]).run().fails(1, &["leads to", "make the link as root"]);
+    std::fs::remove_file(&uploads).expect("removes");
+
+    bench.rebuild(&["--yes"]).run().ok();
+    assert!(seen.is_symlink() && disk.join("@hashed").is_dir());
+    assert_eq!(std::fs::read_to_string(victim.join("inner/file")).expect("reads"), "precious");
+    let kept = names(disk.parent().expect("a directory"));
+    assert!(kept[1].starts_with("repositories.before-rebuild-"), "{kept:?}");
+    bench.assert_rebuilt(repositories);
+}
+
+#[test]
 fn a_stopped_redis_gets_the_queue_of_the_same_moment() {
     let bench = Bench::new(Builder::new().projects(1));
     let dump = bench.gitlab.path(DATA).join("redis/dump.rdb");

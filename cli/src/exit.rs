@@ -314,6 +314,9 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::NotRestored { .. } => "mend the cause and run the command again".into(),
         E::NoSpaceFor { .. } => "nothing was changed; make space there".into(),
         E::InTheWay { .. } => "nothing was changed; move it, or copy the store elsewhere".into(),
+        E::UntrustedLink { .. } => {
+            "nothing was changed; make the link as root if it is meant, or remove it".into()
+        }
         E::Unfinished { instance, .. } => format!(
             "run `forgekeep rebuild {instance}` to its end; if the instance is in use again, forget it \
              with `forgekeep rebuild {instance} --forget`"

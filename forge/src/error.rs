@@ -223,6 +223,17 @@ pub enum Error {
         /// The directory.
         dir: PathBuf,
     },
+    /// A link of this machine would lead a rebuild elsewhere, and its owner is not the administrator.
+    #[error(
+        "{} leads to {}, and neither root nor the owner of that directory made it",
+        link.display(), end.display()
+    )]
+    UntrustedLink {
+        /// The link.
+        link: PathBuf,
+        /// Its target.
+        end: PathBuf,
+    },
     /// A rebuild of the instance is not finished.
     #[error("the rebuild of instance {instance} from snapshot {snapshot} is not finished")]
     Unfinished {

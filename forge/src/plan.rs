@@ -567,7 +567,7 @@ impl Database {
 ///
 /// A service can make links to any path. A backup, a restore and a repair run as root, and would
 /// read or write there for it.
-fn is_trusted(link: &Path, end: &Path) -> bool {
+pub(crate) fn is_trusted(link: &Path, end: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let owner = |path: &Path| path.symlink_metadata().map(|found| found.uid()).ok();
     owner(link) == Some(0) || owner(link) == owner(end)

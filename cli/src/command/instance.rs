@@ -149,7 +149,7 @@ pub fn without_backup(error: forge::Error) -> Failure {
 }
 
 /// Returns true if Docker or podman refused a command because its container does not run.
-fn is_of_stopped_container(output: &str) -> bool {
+pub fn is_of_stopped_container(output: &str) -> bool {
     let output = output.to_lowercase();
     let words = ["is not running", "container state improper", "no such container"];
     output.contains("container") && words.iter().any(|words| output.contains(words))

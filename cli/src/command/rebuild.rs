@@ -194,7 +194,12 @@ impl Rebuild {
             // A rebuild does not stop because nobody reads its output.
             broken = shown.err().or(broken.take());
         };
-        let outcome = rebuild(&job, &mut record, &mut say)?;
+        let outcome = rebuild(&job, &mut record, &mut say).map_err(|error| {
+            if Record::unfinished(state, &self.instance).ok().flatten().is_some() {
+                ui.warn("the rebuild is not finished; the same command continues it");
+            }
+            with_next_step(error)
+        })?;
         self.show(ui, store, &id.to_string(), &outcome)?;
         if !self.dry_run {
             record.close()?;
@@ -257,11 +262,27 @@ impl Rebuild {
             return ui.line("no rebuild is unfinished");
         };
         for Aside { from, to, .. } in aside.iter().filter(|aside| aside.is_done) {
+            ui.json(&MovedAside { from: &from.displayed(), to: &to.displayed() })?;
             ui.line(format!("kept: {} is now {}", quoted_path(from), quoted_path(to)))?;
         }
         let moved = count(aside.len() as u64, "path");
         ui.line(format!("{}: forgotten; {moved} moved by it stay where they are", self.instance))
     }
+}
+
+/// Adds a next step to errors of programs, for which other commands have another one.
+fn with_next_step(error: forge::Error) -> Failure {
+    use forge::Error as E;
+    let hint = match error {
+        E::Failed { ref output, .. } if instance::is_of_stopped_container(output) => {
+            "start the container, and run the command again"
+        }
+        E::Failed { .. } | E::TooSlow { .. } | E::Service { .. } | E::Start { .. } => {
+            "mend the cause, and run the command again"
+        }
+        error => return error.into(),
+    };
+    with_hint(error.to_string(), hint)
 }
 
 /// Formats a time in UTC for names: to the second, without punctuation.

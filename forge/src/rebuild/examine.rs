@@ -1,6 +1,6 @@
 //! Examines a rebuilt instance.
 
-use super::files::absolute;
+use super::files::{absolute, place};
 use super::{Rebuild, Stage};
 use crate::check::{Check, Verdict};
 use crate::drill::git::{Finding, Git};
@@ -62,9 +62,10 @@ impl Rebuild<'_, '_> {
         let view = View::Tree { store: job.store, root: job.snapshot.root.chunk() };
         let (mut sound, mut references, mut faults, mut unknown) = (0, 0, Vec::new(), Vec::new());
         for path in &sample {
+            let dir = place(job, path)?;
             let examined = match compares {
-                true => git.examine(path, reference_names::read(&view, path)?.as_ref(), LIMIT)?,
-                false => git.fsck(path, LIMIT)?,
+                true => git.examine(&dir, reference_names::read(&view, path)?.as_ref(), LIMIT)?,
+                false => git.fsck(&dir, LIMIT)?,
             };
             match examined {
                 Finding::Sound(count) => {

@@ -4,7 +4,8 @@ use super::aside;
 use super::record::Aside;
 use super::{Job, shown_paths};
 use crate::error::{Error, Result};
-use crate::plan::Part;
+use crate::links;
+use crate::plan::{Part, is_trusted};
 use crate::view::shown;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -90,7 +91,8 @@ impl Files {
     /// Returns what is at the paths now and has to move.
     pub fn asides(&self, job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
         let progress = job.store.observer().progress();
-        let planned = self.paths.iter().map(|path| aside::plan(path, suffix, progress));
+        let planned =
+            self.paths.iter().map(|path| aside::plan(&place(job, path)?, suffix, progress));
         Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
@@ -111,10 +113,15 @@ impl Files {
             Globs::new(patterns.iter().map(Vec::as_slice))
         };
         let links = self.links.iter().filter(|link| link.symlink_metadata().is_err()).cloned();
-        let wanted: Vec<PathBuf> = self.paths.iter().cloned().chain(links).collect();
-        // A link of this machine above a path stays, and its target gets the data.
-        let (linked, direct): (Vec<PathBuf>, Vec<PathBuf>) =
-            wanted.into_iter().partition(|path| is_behind_link(path));
+        let wanted = self.paths.iter().cloned().chain(links);
+        // A link of this machine stays, and the place that it leads to gets the data.
+        let (mut direct, mut linked) = (Vec::new(), Vec::new());
+        for path in wanted {
+            match place(job, &path)? {
+                place if place == path => direct.push(path),
+                place => linked.push((path, place)),
+            }
+        }
         let root = job.snapshot.root.chunk();
         let mut totals = (0, 0);
         let mut restored = |from: &[u8], target: &Path, include: Globs| -> Result<()> {
@@ -141,23 +148,22 @@ impl Files {
         if !direct.is_empty() {
             restored(b"", Path::new("/"), globs(&direct)?)?;
         }
-        for path in linked {
-            let target = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let (from, target) = match target.is_dir() || !is_file(job, &path) {
-                true => (path.clone(), target),
-                false => (path.clone(), target.parent().unwrap_or(&target).to_owned()),
-            };
-            restored(&tree_path(&from), &target, Globs::default())?;
+        for (path, place) in linked {
+            // A file is put into the directory.
+            let target =
+                if is_file(job, &path) { place.parent().unwrap_or(&place) } else { &place };
+            restored(&tree_path(&path), target, Globs::default())?;
         }
-        self.sync()?;
+        self.sync(job)?;
         Ok(format!("restored {} files ({}) to {}", totals.0, mebibytes(totals.1), self.shown()))
     }
 
     /// Makes the restored data durable on each file system: the record says next that it is there.
-    fn sync(&self) -> Result<()> {
+    fn sync(&self, job: &Job<'_>) -> Result<()> {
         for path in &self.paths {
+            let path = place(job, path)?;
             let failed = |source| Error::Write { path: path.clone(), source };
-            let open = std::fs::File::open(path).map_err(failed)?;
+            let open = std::fs::File::open(&path).map_err(failed)?;
             rustix::fs::syncfs(&open).map_err(|error| failed(error.into()))?;
         }
         Ok(())
@@ -180,9 +186,14 @@ fn is_file(job: &Job<'_>, path: &Path) -> bool {
     first.is_some_and(|found| found.is_ok_and(|entry| entry.kind != EntryKind::Directory))
 }
 
-/// Returns true if a directory above a path is a symbolic link on this machine.
-fn is_behind_link(path: &Path) -> bool {
-    path.ancestors().skip(1).any(Path::is_symlink)
+/// Follows the links of this machine on a path, as the instance would. Fails if a service could have made one of them.
+pub fn place(job: &Job<'_>, path: &Path) -> Result<PathBuf> {
+    let unread = |source| Error::Read { path: path.to_owned(), source };
+    let real = links::follow(&job.settings.root, path).map_err(unread)?;
+    match real.links.into_iter().find(|link| !is_trusted(link, &real.path)) {
+        Some(link) => Err(Error::UntrustedLink { link, end: real.path }),
+        None => Ok(real.path),
+    }
 }
 
 fn size_of(job: &Job<'_>, path: &Path) -> Result<(u64, u64)> {
@@ -212,7 +223,8 @@ pub fn owners(job: &Job<'_>) -> Result<OwnerMap> {
 pub fn expect_space(job: &Job<'_>, all: &[&Files]) -> Result<Vec<String>> {
     let mut systems: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
     for path in all.iter().flat_map(|files| &files.paths) {
-        let Some(place) = path.ancestors().find(|above| above.exists()) else { continue };
+        let real = self::place(job, path)?;
+        let Some(place) = real.ancestors().find(|above| above.exists()) else { continue };
         let Ok(metadata) = place.metadata() else { continue };
         let (count, bytes) = size_of(job, path)?;
         let needed = bytes.saturating_add(count.saturating_mul(ENTRY_BYTES));
