@@ -329,6 +329,25 @@ fn an_owner_restores_into_read_only_directories() {
 }
 
 #[test]
+fn a_file_with_two_names_and_a_set_id_bit_is_replaced_once() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/program", "#!/bin/sh");
+    sandbox.tool("chmod").args(["4755", "source/program"]).run().ok();
+    sandbox.tool("ln").args(["source/program", "source/other"]).run().ok();
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
+    sandbox.give_to_nobody(".");
+    let place = sandbox.at("latest", "source");
+    let restore = || sandbox.as_nobody(["restore", &place, "--target", "target"]).run().ok();
+    restore();
+    let inode = || sandbox.tool("stat").args(["-c", "%i %z", "target/program"]).run().ok().stdout;
+    let before = inode();
+    let printed = restore().stdout;
+    assert_eq!(inode(), before, "{printed}");
+}
+
+#[test]
 fn set_id_bits_are_dropped_if_the_owner_cannot_be_set() {
     need_root();
     let sandbox = Sandbox::with_store();

@@ -148,6 +148,11 @@ impl Target {
         }
     }
 
+    /// Rights of this process.
+    pub fn rights(&self) -> &Rights {
+        &self.rights
+    }
+
     /// The directory itself.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

@@ -11,7 +11,7 @@ use crate::observe::Reason;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Ahead, Stat};
 use crate::store::Store;
-use crate::target::{self, Metadata, Unfinished};
+use crate::target::{self, Metadata, Rights, Unfinished};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
@@ -131,7 +131,8 @@ impl Restore<'_> {
             return;
         }
         let (path, entry) = (&output.path, &output.entry);
-        let present = with_content(self.store, self.target.dir(), path, entry);
+        let present =
+            with_content(self.store, self.target.dir(), path, entry, self.target.rights());
         let Some(Present { file, stat }) = present else { return };
         output.is_settled.store(true, Relaxed);
         let refused = match file {
@@ -257,41 +258,47 @@ pub(super) fn with_content(
     target: BorrowedFd<'_>,
     path: &[u8],
     entry: &Entry,
+    rights: &Rights,
 ) -> Option<Present> {
     // A file that cannot be read is written anew.
     let is_over = || store.observer().progress().check().is_err();
     let file = match source::open_file_waiting(target, path, is_over) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return unreadable_but_same(target, path, entry);
+            return unreadable_but_same(target, path, entry, rights);
         }
         opened => opened.ok()?,
     };
     let stat = source::stat_open(&file).ok()?;
     let is_same = has_content(store, &file, &stat, entry).unwrap_or(false)
         // A name outside of the target would get the metadata, too.
-        && (stat.names == 1 || has_metadata(&file, &stat, entry));
+        && (stat.names == 1 || has_metadata(&file, &stat, entry, rights));
     is_same.then_some(Present { file: Some(file), stat })
 }
 
 /// Returns true if a restore would not change the metadata of a file.
-fn has_metadata(file: &File, stat: &Stat, entry: &Entry) -> bool {
+fn has_metadata(file: &File, stat: &Stat, entry: &Entry, rights: &Rights) -> bool {
     let (wanted, found) = (Metadata::of(entry), source::attributes_open(file).found);
     let is = (stat.uid, stat.gid);
-    let has_owner = !rustix::process::geteuid().is_root() || wanted.wanted_owner(is) == is;
-    has_owner
-        && wanted.mode == stat.mode
+    rights.given_owner(is, &wanted) == is
+        && rights.given_mode(is, &wanted) == stat.mode
         && wanted.mtime.is_none_or(|mtime| target::is_held(mtime, stat))
         && wanted.xattr_changes(&found).next().is_none()
 }
 
 /// Finds a file with the metadata of the entry that this user owns and may not read, such as one of
 /// mode 0200. The file's times show if it was written to.
-fn unreadable_but_same(target: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Option<Present> {
+fn unreadable_but_same(
+    target: BorrowedFd<'_>,
+    path: &[u8],
+    entry: &Entry,
+    rights: &Rights,
+) -> Option<Present> {
     let file = source::open_below(target, path, rustix::fs::OFlags::PATH).ok()?;
     let stat = source::stat_open(file).ok()?;
     let is_ours = stat.uid == rustix::process::geteuid().as_raw();
+    let mode = rights.given_mode((stat.uid, stat.gid), &Metadata::of(entry));
     let has_metadata =
-        stat.mode == entry.mode && entry.mtime.is_some_and(|mtime| target::is_held(mtime, &stat));
+        stat.mode == mode && entry.mtime.is_some_and(|mtime| target::is_held(mtime, &stat));
     let is_same = is_ours && has_metadata && may_have_content(&stat, entry);
     is_same.then_some(Present { file: None, stat })
 }

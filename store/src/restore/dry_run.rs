@@ -251,7 +251,8 @@ impl DryRun<'_> {
         }
         if entry.kind == EntryKind::File {
             let dir = self.dir.as_ref()?;
-            return Some(with_content(self.store, dir.as_fd(), path, entry)?.stat);
+            let present = with_content(self.store, dir.as_fd(), path, entry, &self.rights);
+            return Some(present?.stat);
         }
         let (open, stat) = self.look(path)?;
         target::is_same_thing(&open, &stat, entry).then_some(stat)
