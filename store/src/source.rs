@@ -35,11 +35,15 @@ const LISTING_BYTES: usize = 32 << 10;
 
 /// Longest wait for a lease. By default the kernel ends one sooner.
 const LEASE_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for all leases of this process. A client that does not answer may hold any number.
+const LEASES_PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// Wait for a lease after others were waited for in vain, as long as [`LEASE_PATIENCE`] in all.
 const LEASE_PATIENCE_LEFT: Duration = Duration::from_millis(200);
 /// Milliseconds that this process waited in vain. File systems that answer so for another reason
 /// would otherwise cost the whole time for each file.
 static WAITED_IN_VAIN: AtomicU64 = AtomicU64::new(0);
+/// Milliseconds that this process waited for leases.
+static WAITED: AtomicU64 = AtomicU64::new(0);
 /// Pause between two attempts.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -201,7 +205,9 @@ pub fn open_file_waiting(
     is_over: impl Fn() -> bool,
 ) -> io::Result<File> {
     let began = Instant::now();
-    let patience = patience(Duration::from_millis(WAITED_IN_VAIN.load(Ordering::Relaxed)));
+    let waited = |sum: &AtomicU64| Duration::from_millis(sum.load(Ordering::Relaxed));
+    let patience = patience(waited(&WAITED_IN_VAIN), waited(&WAITED));
+    let mut has_waited = false;
     loop {
         match open_file_below(dir, path) {
             // The attempt itself asks the client to give the lease back.
@@ -209,18 +215,26 @@ pub fn open_file_waiting(
                 if began.elapsed() >= patience || is_over() {
                     let waited = began.elapsed().as_millis() as u64;
                     WAITED_IN_VAIN.fetch_add(waited, Ordering::Relaxed);
+                    WAITED.fetch_add(waited, Ordering::Relaxed);
                     return Err(error);
                 }
+                has_waited = true;
                 std::thread::sleep(LEASE_PAUSE);
             }
-            opened => return opened,
+            opened => {
+                if has_waited {
+                    WAITED.fetch_add(began.elapsed().as_millis() as u64, Ordering::Relaxed);
+                }
+                return opened;
+            }
         }
     }
 }
 
-/// Returns the longest wait for a lease after this long was waited in vain.
-fn patience(in_vain: Duration) -> Duration {
-    LEASE_PATIENCE.saturating_sub(in_vain).max(LEASE_PATIENCE_LEFT)
+/// Returns the longest wait for a lease after this long was waited in vain, and this long in all.
+fn patience(in_vain: Duration, in_all: Duration) -> Duration {
+    let left = LEASE_PATIENCE.saturating_sub(in_vain);
+    left.min(LEASES_PATIENCE.saturating_sub(in_all)).max(LEASE_PATIENCE_LEFT)
 }
 
 /// Opens with `NOATIME`, or without it if only the owner may use that flag.
@@ -734,12 +748,16 @@ mod tests {
     }
 
     #[test]
-    fn leases_are_waited_for_in_vain_only_for_a_time() {
-        assert_eq!(patience(Duration::ZERO), LEASE_PATIENCE);
-        assert_eq!(patience(Duration::from_secs(45)), Duration::from_secs(15));
-        for waited in [60, 1000] {
-            assert_eq!(patience(Duration::from_secs(waited)), LEASE_PATIENCE_LEFT);
+    fn leases_are_waited_for_only_for_a_time() {
+        let seconds = Duration::from_secs;
+        let none = Duration::ZERO;
+        assert_eq!(patience(none, none), LEASE_PATIENCE);
+        assert_eq!(patience(seconds(40), seconds(40)), seconds(20));
+        assert_eq!(patience(none, LEASES_PATIENCE - seconds(5)), seconds(5));
+        for waited in [LEASE_PATIENCE, LEASES_PATIENCE, seconds(10_000)] {
+            assert_eq!(patience(waited, waited), LEASE_PATIENCE_LEFT);
         }
+        assert_eq!(patience(none, LEASES_PATIENCE), LEASE_PATIENCE_LEFT);
     }
 
     #[test]
