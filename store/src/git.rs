@@ -9,15 +9,47 @@
 //! open file never changes.
 
 use crate::entry::EntryKind;
+use std::borrow::Cow;
 use std::io;
 
 /// File of a repository that names directories of borrowed objects.
 pub const ALTERNATES: &[u8] = b"objects/info/alternates";
 
-/// Returns the lines of [`ALTERNATES`] that name directories.
-pub fn alternates(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Returns the directories that [`ALTERNATES`] names. A line may be a text in quotation marks, as git
+/// writes odd names; git reads one with an error in it as it stands.
+pub fn alternates(content: &[u8]) -> impl Iterator<Item = Cow<'_, [u8]>> {
     let lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"));
+    lines.map(|line| unquoted(line).map_or(Cow::Borrowed(line), Cow::Owned))
+}
+
+/// Returns the text between quotation marks, with the escapes of C. `None` if it is malformed.
+fn unquoted(line: &[u8]) -> Option<Vec<u8>> {
+    let mut left = line.strip_prefix(b"\"")?.iter().copied();
+    let mut text = Vec::new();
+    loop {
+        text.push(match left.next()? {
+            b'"' => return Some(text),
+            b'\\' => match left.next()? {
+                b'a' => 0x07,
+                b'b' => 0x08,
+                b'f' => 0x0c,
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                b'v' => 0x0b,
+                byte @ (b'\\' | b'"') => byte,
+                first @ b'0'..=b'3' => {
+                    let digits = [first, left.next()?, left.next()?];
+                    digits.iter().try_fold(0_u8, |number, digit| {
+                        (b'0'..=b'7').contains(digit).then(|| number << 3 | (digit - b'0'))
+                    })?
+                }
+                _ => return None,
+            },
+            byte => byte,
+        });
+    }
 }
 
 /// Names in every git directory.
@@ -197,6 +229,16 @@ mod tests {
     use crate::arbitrary::{cases, changed, changes, noise};
     use proptest::collection::vec;
     use proptest::prelude::*;
+
+    #[test]
+    fn alternates_in_quotation_marks_are_read_as_git_does() {
+        let content =
+            b"# none\n\n/plain\n\"/odd \\\"\\\\\\n\\303\\244.git/objects\"\n\"/cut\n\"/\\9\"\n";
+        let found: Vec<_> = alternates(content).collect();
+        let wanted: [&[u8]; 4] =
+            [b"/plain", b"/odd \"\\\n\xc3\xa4.git/objects", b"\"/cut", b"\"/\\9\""];
+        assert_eq!(found, wanted);
+    }
 
     #[test]
     fn each_path_of_a_repository_has_its_phase() {

@@ -5,6 +5,7 @@ use crate::check::{Check, EXAMPLES, Verdict};
 use crate::error::Result;
 use crate::plan::{Part, Phase};
 use crate::view::shown;
+use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -144,5 +145,5 @@ fn lines(file: &Path) -> Vec<Vec<u8>> {
             .is_ok_and(|found| found.is_file() && found.len() <= ALTERNATES_BYTES_MAX)
     };
     let text = if is_small(file) { std::fs::read(file).unwrap_or_default() } else { Vec::new() };
-    store::git::alternates(&text).map(<[u8]>::to_vec).collect()
+    store::git::alternates(&text).map(Cow::into_owned).collect()
 }

@@ -10,6 +10,7 @@ use crate::git;
 use crate::id::ChunkId;
 use crate::store::Store;
 use crate::tree::Lookup;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -60,9 +61,7 @@ impl Alternates {
                 bytes
             }
         };
-        // Quoted paths are rare.
-        let lines = git::alternates(&content).filter(|line| !line.starts_with(b"\""));
-        let lines = lines.map(<[u8]>::to_vec);
+        let lines = git::alternates(&content).map(Cow::into_owned);
         let git_dir = git_dir.strip_suffix(b"/").unwrap_or(git_dir);
         self.0.push((git_dir.to_vec(), lines.collect()));
     }

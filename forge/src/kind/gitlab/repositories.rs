@@ -19,6 +19,8 @@ use crate::links::lexically;
 use crate::plan::{Phase, Plan};
 use crate::view::{Seen, View, shown};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use whole::{Examined, Examiner, OUTSIDE, References, State};
 
@@ -627,10 +629,10 @@ fn has_objects(plan: &Plan, place: &Path) -> Result<bool> {
 }
 
 /// Returns the paths in an alternates file.
-fn alternates(seen: Option<&Seen>) -> Vec<String> {
+fn alternates(seen: Option<&Seen>) -> Vec<PathBuf> {
     let content = seen.and_then(|seen| seen.content.as_deref()).unwrap_or_default();
     let lines = store::git::alternates(content);
-    lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+    lines.map(|line| PathBuf::from(OsStr::from_bytes(&line))).collect()
 }
 
 #[cfg(test)]
@@ -705,7 +707,7 @@ mod tests {
             target: None,
             content: Some(b"# pool\n../../../@pools/a.git/objects\n\n".to_vec()),
         };
-        assert_eq!(alternates(Some(&seen)), ["../../../@pools/a.git/objects"]);
+        assert_eq!(alternates(Some(&seen)), [Path::new("../../../@pools/a.git/objects")]);
         let objects = Path::new("/s/@hashed/6b/86.git/objects/../../../@pools/a.git/objects");
         assert_eq!(lexically(objects), Path::new("/s/@hashed/@pools/a.git/objects"));
         assert!(alternates(None).is_empty());

@@ -332,7 +332,7 @@ impl Examiner<'_> {
         let place = self.view.place(dir);
         let mut is_missing = own.has(id, &place) == Some(false);
         for line in store::git::alternates(pieces.alternates.content().unwrap_or_default()) {
-            let borrowed = lexically(&place.join(OsStr::from_bytes(line)));
+            let borrowed = lexically(&place.join(OsStr::from_bytes(&line)));
             let mut objects = Objects::default();
             objects.list(&View::Live, &borrowed, "")?;
             // A missing pool is another fault. One that borrows itself may borrow this object.
