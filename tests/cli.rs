@@ -1017,6 +1017,20 @@ fn content_that_is_only_stored_differently_is_not_reported_as_changed() {
 }
 
 #[test]
+fn content_that_is_only_stored_differently_is_one_version() {
+    let sandbox = Sandbox::with_store();
+    for is_hole in [true, false, true] {
+        sandbox.write("source/file", vec![0; if is_hole { 0 } else { 1 << 20 }]);
+        let file = std::fs::File::options().write(true).open(sandbox.path("source/file"));
+        file.expect("opens").set_len(1 << 20).expect("grows");
+        sandbox.tool("touch").args(["-d", "2020-01-01", "source/file"]).run().ok();
+        sandbox.backup(["source"]);
+    }
+    let lines = sandbox.json(["find", "file"]);
+    assert_eq!(lines[0]["snapshots"], 3, "{lines:?}");
+}
+
+#[test]
 fn output_that_cannot_be_written_is_an_error() {
     let sandbox = Sandbox::new();
     for option in ["--help", "--version", "backup --help"] {

@@ -113,9 +113,18 @@ fn compare(
     (!has_same_metadata(&a, &b)).then_some(Change::Metadata(a, b))
 }
 
-/// Returns true if two entries of one path do not differ.
+/// Returns true if two entries of one path do not differ, and are stored alike.
 pub(crate) fn is_same(a: &Entry, b: &Entry) -> bool {
-    has_same_description(a, b) && is_stored_alike(a, b) && has_same_metadata(a, b)
+    is_same_by(a, b, &is_stored_alike)
+}
+
+/// Returns true if two entries of one path do not differ. `has_same_content` compares files.
+pub(crate) fn is_same_by(
+    a: &Entry,
+    b: &Entry,
+    has_same_content: &dyn Fn(&Entry, &Entry) -> bool,
+) -> bool {
+    has_same_description(a, b) && has_same_metadata(a, b) && has_same_content(a, b)
 }
 
 fn has_same_description(a: &Entry, b: &Entry) -> bool {

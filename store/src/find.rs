@@ -5,7 +5,7 @@
 //! path, so it does not grow with the number of matches.
 
 use crate::chunks::Chunks;
-use crate::diff::is_same;
+use crate::diff::is_same_by;
 use crate::entry::{Entry, path_cmp};
 use crate::glob::Globs;
 use crate::id::ChunkId;
@@ -94,36 +94,44 @@ impl Pages {
 struct Search<'a> {
     chunks: &'a dyn Chunks,
     globs: &'a Globs,
+    has_same_content: SameContent<'a>,
     /// Pages that are not read yet, by their first paths.
     pages: BTreeMap<TreePath, Pages>,
     /// Matches that may occur in more trees.
     matches: BTreeMap<TreePath, Vec<(Entry, Trees)>>,
 }
 
+/// Returns true if two files have the same content.
+type SameContent<'a> = &'a dyn Fn(&Entry, &Entry) -> bool;
+
 /// Calls `each` for every path that matches, in path order, and for every unreadable part. Ends
 /// with the first error of `each`.
 ///
 /// Each tree is given by its number and root page, in ascending order of the numbers. Versions of a
-/// path extend over trees with consecutive numbers.
+/// path extend over trees with consecutive numbers. `has_same_content` compares two files, such as
+/// [`crate::diff::has_same_content`].
 pub fn find<E>(
     chunks: &dyn Chunks,
     trees: impl IntoIterator<Item = (u32, ChunkId)>,
     globs: &Globs,
+    has_same_content: SameContent<'_>,
     each: &mut dyn FnMut(Found) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut search = Search { chunks, globs, pages: BTreeMap::new(), matches: BTreeMap::new() };
+    let (pages, matches) = Default::default();
+    let mut search = Search { chunks, globs, has_same_content, pages, matches };
     for (number, root) in trees {
         search.add(Place::root(&root), &Trees(vec![(number, number)]));
     }
     while let Some((first, group)) = search.pages.pop_first() {
         while let Some(entry) = search.matches.first_entry().filter(|entry| *entry.key() < first) {
-            each(Found::Path(versions(entry.remove())))?;
+            each(Found::Path(versions(entry.remove(), has_same_content)))?;
         }
         for (place, trees) in group.pages {
             search.read(place, &trees, each)?;
         }
     }
-    search.matches.into_values().try_for_each(|matches| each(Found::Path(versions(matches))))
+    let mut left = search.matches.into_values();
+    left.try_for_each(|matches| each(Found::Path(versions(matches, has_same_content))))
 }
 
 impl Search<'_> {
@@ -164,14 +172,16 @@ impl Search<'_> {
         let path = TreePath(entry.path.clone());
         let versions = self.matches.entry(path).or_default();
         match versions.last_mut() {
-            Some((known, of)) if is_same(known, &entry) => of.extend(&trees.0),
+            Some((known, of)) if is_same_by(known, &entry, self.has_same_content) => {
+                of.extend(&trees.0);
+            }
             _ => versions.push((entry, trees.clone())),
         }
     }
 }
 
 /// Returns the versions of one path, of which each extends as far as possible.
-fn versions(matches: Vec<(Entry, Trees)>) -> Vec<Version> {
+fn versions(matches: Vec<(Entry, Trees)>, has_same_content: SameContent<'_>) -> Vec<Version> {
     let ranges = |at: usize, trees: &Trees| -> Vec<(u32, u32, usize)> {
         trees.0.iter().map(|(first, last)| (*first, *last, at)).collect()
     };
@@ -183,7 +193,8 @@ fn versions(matches: Vec<(Entry, Trees)>) -> Vec<Version> {
         let entry = &matches[at].0;
         match versions.last_mut() {
             Some(version)
-                if version.last.checked_add(1) == Some(first) && is_same(&version.entry, entry) =>
+                if version.last.checked_add(1) == Some(first)
+                    && is_same_by(&version.entry, entry, has_same_content) =>
             {
                 version.last = last;
             }
@@ -230,16 +241,21 @@ mod tests {
     fn search(chunks: &Counted, trees: &[ChunkId], pattern: &str) -> Vec<(Vec<u8>, u32, u32, u32)> {
         let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
         let mut found = Vec::new();
+        let alike = crate::diff::is_stored_alike;
         let Ok(()) =
-            find::<Infallible>(chunks, (0..).zip(trees.iter().copied()), &globs, &mut |item| {
-                let Found::Path(versions) = item else { panic!("{item:?}") };
-                found.extend(
-                    versions.into_iter().map(|Version { entry, first, last }| {
+            find::<Infallible>(
+                chunks,
+                (0..).zip(trees.iter().copied()),
+                &globs,
+                &alike,
+                &mut |item| {
+                    let Found::Path(versions) = item else { panic!("{item:?}") };
+                    found.extend(versions.into_iter().map(|Version { entry, first, last }| {
                         (entry.path, entry.mode, first, last)
-                    }),
-                );
-                Ok(())
-            });
+                    }));
+                    Ok(())
+                },
+            );
         found
     }
 

@@ -9,7 +9,8 @@ use clap::Args;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use store::entry::display_path;
+use store::diff::has_same_content;
+use store::entry::{Entry, display_path};
 use store::find::{Found, Trees, Version};
 use store::glob::Globs;
 use store::id::SnapshotId;
@@ -50,7 +51,9 @@ impl Find {
         let series = Series::of(snapshots);
         let (mut paths, mut lost_parts) = (0, 0u64);
         let trees = series.0.iter().map(|(number, _, snapshot)| (*number, snapshot.root.chunk()));
-        store::find::find(&store, trees, &globs, &mut |found| {
+        let is_over = || store.observer().progress().check().is_err();
+        let is_same = |a: &Entry, b: &Entry| has_same_content(a, b, &store, &is_over);
+        store::find::find(&store, trees, &globs, &is_same, &mut |found| {
             store.observer().progress().check()?;
             match found {
                 Found::Lost(lost, trees) => {
