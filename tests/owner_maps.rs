@@ -146,3 +146,71 @@ fn an_ordinary_user_gets_the_content_and_the_command_for_root() {
     let lines = listed(&sandbox, "mine/target");
     has(&lines, &format!("home/key 750 {NOBODY}:{NOBODY}"));
 }
+
+#[test]
+fn a_written_map_brings_old_access_lists_back() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    let script = "mkdir -p src/d && echo 1 >src/a && echo 1 >src/b && chown 5 src/a src/b && \
+         setfacl -m u:7:rw src/a && setfacl -m u:3:rw,u:4:r src/b && \
+         setfacl -d -m u:3:rwx src/d && chmod 0640 src/a";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let state = |dir: &str| {
+        let script = format!("cd {dir} && getfacl -nR . 2>/dev/null");
+        sandbox.tool("sh").args(["-c", &script]).run().ok().stdout
+    };
+    let before = state("src");
+    for options in ["--usermap 5:7", "--chown 9", "--usermap 3:9", "--chmod o=,g-w"] {
+        let saved = sandbox.backup(["src"]);
+        let place = sandbox.at(saved["snapshot_id"].as_str().expect("an id"), "src");
+        let options: Vec<&str> = options.split(' ').collect();
+        let written = ["restore", &place, "--target", "out", "--write-owner-map", "undo"];
+        sandbox.forgekeep(written).args(&options).run().ok();
+        assert_ne!(state("out"), before, "{options:?}");
+        let saved = sandbox.backup(["out"]);
+        let place = sandbox.at(saved["snapshot_id"].as_str().expect("an id"), "out");
+        sandbox.run(["restore", &place, "--target", "back", "--owner-map", "undo"]).ok();
+        assert_eq!(state("back"), before, "{options:?}");
+        for name in ["out", "back", "undo"] {
+            sandbox.remove(name);
+        }
+    }
+    for (line, words) in [
+        ("acl u::rw-", "is not an access list"),
+        ("[exact \"/x\"]\nacl u::rw-,u:1:rw-,g::r--,o::---", "is not an access list"),
+        ("acl u::rw-,g::r--,o::---", "belongs below a section"),
+    ] {
+        sandbox.write("rules", line);
+        let place = sandbox.at("latest", "src");
+        let wrong =
+            ["restore", &place, "--path", "src", "--target", "none", "--owner-map", "rules"];
+        let printed = sandbox.run(wrong).all_output();
+        assert!(printed.contains(words), "{line}: {printed}");
+    }
+}
+
+#[test]
+fn a_repair_by_rules_sets_access_lists_and_can_be_undone() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let script = "mkdir -p data/repositories data/uploads && touch data/uploads/f && \
+         chown -R 1000:1000 data && chmod 2770 data/repositories && chmod 0700 data/uploads && \
+         chmod 0640 data/uploads/f && setfacl -m u:7:rw,u:8:r data/uploads/f";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let state = || {
+        let script = "cd data && getfacl -nR . 2>/dev/null";
+        sandbox.tool("sh").args(["-c", script]).run().ok().stdout
+    };
+    let before = state();
+    sandbox.write("rules", "user 7 -> 8\nuser 1000 -> 7\n");
+    let repair = |map: &str, undo: &str| {
+        let words = ["repair", "owners", "--as", "docker-gitlab", "data", "--owner-map", map];
+        sandbox.forgekeep(words).args(["--write-owner-map", undo]).run().ok();
+    };
+    repair("rules", "undo");
+    assert!(state().contains("user:8:rw-") && state().contains("owner: 7"), "{}", state());
+    repair("undo", "redo");
+    assert_eq!(state(), before);
+    repair("redo", "last");
+    assert!(state().contains("user:8:rw-") && state().contains("owner: 7"), "{}", state());
+}

@@ -26,6 +26,16 @@ const USER: u16 = 0x02;
 /// Tag of an ACL entry for a group other than the owning one.
 const GROUP: u16 = 0x08;
 
+/// Tags, each with its letter in a text, and with whether a number follows.
+const TAGS: [(u16, &str, bool); 6] = [
+    (OWNER, "u", false),
+    (USER, "u", true),
+    (OWNING_GROUP, "g", false),
+    (GROUP, "g", true),
+    (MASK, "m", false),
+    (OTHERS, "o", false),
+];
+
 /// Bytes that a name counts for besides itself: its overhead in memory and in a page.
 const NAME_PLACE_BYTES: usize = 16;
 
@@ -132,6 +142,86 @@ fn subject(entry: &[u8]) -> Option<Subject> {
         GROUP => Some(Subject::Group(id)),
         _ => None,
     }
+}
+
+/// Names of the attributes in a file of owner rules, in the order of [`ATTRIBUTES`].
+pub(crate) const WORDS: [&str; 2] = ["acl", "default-acl"];
+
+/// Sets the ACL of a word of [`WORDS`] among these attributes, which are in the order of their names.
+pub(crate) fn replace(xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>, word: usize, value: &[u8]) {
+    let attribute = ATTRIBUTES[word];
+    match xattrs.binary_search_by(|(name, _)| name[..].cmp(attribute)) {
+        Ok(at) => xattrs[at].1 = value.to_vec(),
+        Err(at) => xattrs.insert(at, (attribute.to_vec(), value.to_vec())),
+    }
+}
+
+/// Returns the POSIX ACLs among these attributes as lines of a file of owner rules. Ignores an ACL
+/// with an unknown encoding.
+pub fn lines(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<String> {
+    let line = |(word, attribute): (&str, &[u8])| {
+        let (_, value) = xattrs.iter().find(|(name, _)| name == attribute)?;
+        Some(format!("{word} {}", to_text(value)?))
+    };
+    WORDS.into_iter().zip(ATTRIBUTES).filter_map(line).collect()
+}
+
+/// Formats an ACL as `setfacl` reads it: `u::rw-,u:7:r--,g::r--,m::rw-,o::r--`. Returns `None` for an
+/// unknown encoding.
+fn to_text(value: &[u8]) -> Option<String> {
+    let (entries, []) = value.strip_prefix(&VERSION)?.as_chunks::<ACL_ENTRY_BYTES>() else {
+        return None;
+    };
+    let text = |entry: &[u8; ACL_ENTRY_BYTES]| {
+        let [tag, tag_high, permissions, 0, id @ ..] = *entry else { return None };
+        let tag = u16::from_le_bytes([tag, tag_high]);
+        let (_, letter, has_id) = TAGS.into_iter().find(|(known, ..)| *known == tag)?;
+        let id = if has_id { u32::from_le_bytes(id).to_string() } else { String::new() };
+        let bit = |bit: u8, letter: char| if permissions & bit != 0 { letter } else { '-' };
+        (permissions <= 7)
+            .then(|| format!("{letter}:{id}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x')))
+    };
+    entries.iter().map(text).collect::<Option<Vec<_>>>().map(|entries| entries.join(","))
+}
+
+/// Parses the form of [`lines`]. Returns `None` if it is not an ACL.
+pub(crate) fn of_text(text: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut entries: Vec<(u16, u32, u8)> = Vec::new();
+    for entry in text.split(',') {
+        let [letter, id, permissions] = entry.split(':').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let is_known =
+            |(_, known, has_id): &(u16, &str, bool)| *known == letter && *has_id != id.is_empty();
+        let (tag, ..) = TAGS.into_iter().find(is_known)?;
+        let id = if id.is_empty() { u32::MAX } else { id.parse().ok()? };
+        let [read, write, execute] = *permissions.as_bytes() else { return None };
+        let mut bits = 0;
+        for (found, letter, bit) in [(read, b'r', 4), (write, b'w', 2), (execute, b'x', 1)] {
+            bits |= match found {
+                b'-' => 0,
+                found if found == letter => bit,
+                _ => return None,
+            };
+        }
+        entries.push((tag, id, bits));
+    }
+    entries.sort_unstable();
+    let count = |tag: u16| entries.iter().filter(|(known, ..)| *known == tag).count();
+    let is_whole = [OWNER, OWNING_GROUP, OTHERS].into_iter().all(|tag| count(tag) == 1);
+    let has_mask = count(MASK) == 1 || count(MASK) == 0 && count(USER) + count(GROUP) == 0;
+    let are_distinct = entries.windows(2).all(|two| two[0].0 != two[1].0 || two[0].1 != two[1].1);
+    if !is_whole || !has_mask || !are_distinct {
+        return None;
+    }
+    let mut value = VERSION.to_vec();
+    for (tag, id, bits) in entries {
+        value.extend(tag.to_le_bytes());
+        value.extend([bits, 0]);
+        value.extend(id.to_le_bytes());
+    }
+    Some(value)
 }
 
 /// Names of users and groups in ACLs. Every name is within the limits.
@@ -287,6 +377,32 @@ mod tests {
             let cut = subjects(&xattrs("system.posix_acl_access", acl(&some)[..len].into()));
             assert!(cut.iter().all(|subject| some.contains(subject)) && cut.len() <= sorted.len());
         }
+    }
+
+    #[test]
+    fn the_text_of_an_acl_is_read_as_it_was_written() {
+        let text = "u::rw-,u:3:rw-,u:7:---,g::r--,g:9:r-x,m::rwx,o::r--";
+        let value = of_text(text.as_bytes()).expect("an ACL");
+        assert_eq!(to_text(&value).as_deref(), Some(text));
+        assert_eq!(
+            lines(&xattrs("system.posix_acl_default", value)),
+            [format!("default-acl {text}")]
+        );
+        assert!(of_text(b"u::rwx,g::r-x,o::---").is_some());
+        for wrong in [
+            "",
+            "u::rw-",
+            "u::rw-,g::r--,o::r--,o::r--",
+            "u::rw-,u:3:r--,g::r--,o::r--",
+            "u::rw-,u:3:r--,u:3:rw-,g::r--,m::r--,o::r--",
+            "u::wr-,g::r--,o::r--",
+            "u::rw-,g::r--,o:1:r--",
+            "u::rw-,g::r--,x::r--",
+            "u::rw-,u:-1:r--,g::r--,m::r--,o::r--",
+        ] {
+            assert_eq!(of_text(wrong.as_bytes()), None, "{wrong}");
+        }
+        assert_eq!(to_text(&acl(&[Subject::User(1)])[..11]), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod record;
 mod record_file;
 mod rules;
 
+pub use crate::acl::lines as acl_lines;
 pub(crate) use accounts::name_of;
 pub use accounts::{Accounts, Class, SystemAccounts};
 pub use error::{LookupError, RuleError};
@@ -56,6 +57,8 @@ pub enum Unmatched {
 #[derive(Debug)]
 pub struct OwnerMap {
     layers: Vec<Layer>,
+    /// Layers without paths, ascending.
+    for_all: Vec<usize>,
     unmatched: Unmatched,
     accounts: Box<dyn Accounts>,
     /// Patterns of layers with paths.
@@ -75,6 +78,8 @@ struct Layer {
     users: Vec<(Rule, usize)>,
     groups: Vec<(Rule, usize)>,
     mode: Option<(ModeChanges, usize)>,
+    /// Values of the access ACL and of the default ACL.
+    acls: [Option<(Vec<u8>, usize)>; 2],
 }
 
 /// Use of a rule.
@@ -179,6 +184,7 @@ impl OwnerMap {
     pub fn new(unmatched: Unmatched, accounts: Box<dyn Accounts>) -> OwnerMap {
         OwnerMap {
             layers: Vec::new(),
+            for_all: Vec::new(),
             unmatched,
             accounts,
             paths: GlobList::default(),
@@ -196,6 +202,8 @@ impl OwnerMap {
     /// user registry -> 1000
     /// group * -> git
     /// mode D+s,o-rwx
+    /// [exact "registry/config.yml"]
+    /// acl u::rw-,u:7:r--,g::r--,m::r--,o::---
     /// ```
     pub fn add_file(&mut self, source: &str, text: &[u8]) -> Result<()> {
         let mut layer = Layer::default();
@@ -216,6 +224,15 @@ impl OwnerMap {
                         return Err(failed(RuleError::TwoModes));
                     }
                     layer.mode = Some((changes, self.note_rule(&place, content)));
+                }
+                rules::Line::Acl(at, value) => {
+                    if layer.path.is_none() {
+                        return Err(failed(RuleError::AclOfAll));
+                    }
+                    if layer.acls[at].is_some() {
+                        return Err(failed(RuleError::TwoAcls));
+                    }
+                    layer.acls[at] = Some((value, self.note_rule(&place, content)));
                 }
             }
         }
@@ -263,7 +280,11 @@ impl OwnerMap {
     }
 
     fn add(&mut self, layer: Layer) {
-        if !layer.users.is_empty() || !layer.groups.is_empty() || layer.mode.is_some() {
+        let has_acl = layer.acls.iter().any(Option::is_some);
+        if !layer.users.is_empty() || !layer.groups.is_empty() || layer.mode.is_some() || has_acl {
+            if layer.path.is_none() {
+                self.for_all.push(self.layers.len());
+            }
             self.layers.push(layer);
         }
     }
@@ -381,6 +402,12 @@ impl OwnerMap {
                 state.uses[rule].note(&entry.path);
             }
         }
+        if entry.kind != EntryKind::Symlink {
+            let rules = self.set_acls(state, set, entry);
+            rules.iter().filter(|_| is_counted).for_each(|rule| {
+                state.uses[*rule].note(&entry.path);
+            });
+        }
     }
 
     /// Returns the effects on all entries so far.
@@ -437,22 +464,38 @@ impl OwnerMap {
         number
     }
 
-    /// Returns the layers of a set that apply, in their order.
-    fn active<'m>(&'m self, state: &State, set: u32) -> impl Iterator<Item = &'m Layer> + use<'m> {
-        let set = state.sets[set as usize].clone();
-        let is_active = move |(at, layer): &(usize, &Layer)| {
-            layer.path.is_none() || set.binary_search(at).is_ok()
+    /// Returns the first answer of the layers that apply, in their order.
+    fn first<'m, T>(
+        &'m self,
+        state: &State,
+        set: u32,
+        ask: impl Fn(&'m Layer) -> Option<T>,
+    ) -> Option<T> {
+        let first = |layers: &[usize]| {
+            layers.iter().find_map(|at| ask(&self.layers[*at]).map(|answer| (*at, answer)))
         };
-        self.layers.iter().enumerate().filter(is_active).map(|(_, layer)| layer)
+        let found = [first(&state.sets[set as usize]), first(&self.for_all)];
+        found.into_iter().flatten().min_by_key(|(at, _)| *at).map(|(_, answer)| answer)
     }
 
     fn mode_at(&self, state: &State, set: u32, is_dir: bool) -> Option<(&ModeChanges, usize)> {
-        let set = &state.sets[set as usize];
-        self.layers.iter().enumerate().find_map(|(at, layer)| {
-            let (changes, rule) =
-                layer.mode.as_ref().filter(|(changes, _)| changes.concerns(is_dir))?;
-            (layer.path.is_none() || set.binary_search(&at).is_ok()).then_some((changes, *rule))
+        self.first(state, set, |layer| {
+            let mode = layer.mode.as_ref().filter(|(changes, _)| changes.concerns(is_dir));
+            mode.map(|(changes, rule)| (changes, *rule))
         })
+    }
+
+    /// Gives an entry the ACLs of rules that set them literally. Returns these rules.
+    fn set_acls(&self, state: &State, set: u32, entry: &mut Entry) -> Vec<usize> {
+        let mut rules = Vec::new();
+        let is_dir = entry.kind == EntryKind::Directory;
+        for at in 0..acl::WORDS.len() {
+            let found = self.first(state, set, |layer| layer.acls[at].as_ref());
+            let Some((value, rule)) = found.filter(|_| at == 0 || is_dir) else { continue };
+            acl::replace(&mut entry.xattrs, at, value);
+            rules.push(*rule);
+        }
+        rules
     }
 
     fn owner(&self, state: &mut State, set: u32, owner: &Arc<Owner>) -> Mapped {
@@ -498,7 +541,7 @@ impl OwnerMap {
         if let Some(id) = state.ids.get(&key) {
             return *id;
         }
-        let matching = self.active(state, set).find_map(|layer| {
+        let matching = self.first(state, set, |layer| {
             let rules = match class {
                 Class::User => &layer.users,
                 Class::Group => &layer.groups,

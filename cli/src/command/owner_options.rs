@@ -45,7 +45,8 @@ Owners and modes:
       user registry -> 1000         those of --include. Rules before the first section are for all
       group * -> git                paths.
       mode D+s,o-rwx
-      [exact \"/srv/x\"] is for the path without everything below.
+      [exact \"/srv/x\"]             For the path without everything below. Access lists of undo rules:
+      acl u::rw-,u:7:r--,g::r--,m::r--,o::---
   Access lists follow the rules, too.";
 
 /// Options for owners and modes.

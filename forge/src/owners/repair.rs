@@ -2,7 +2,10 @@
 
 use super::{Visited, owner_and_mode};
 use crate::error::Result;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmod, chownat, fstat, openat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, XattrFlags, chmod, chownat, fstat, lgetxattr, openat, setxattr,
+};
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use std::collections::HashMap;
 use std::fs::Metadata;
@@ -13,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
 use store::entry::{Entry, EntryKind};
-use store::owner_map::{OwnerAndMode, OwnerMap, RecordFile, SystemAccounts, Unmatched};
+use store::owner_map::{OwnerAndMode, OwnerMap, RecordFile, SystemAccounts, Unmatched, acl_lines};
 use store::source::Owners;
 
 /// Changed paths that are named.
@@ -89,31 +92,36 @@ impl<'a> Repair<'a> {
     /// Handles a path. Parents come before their content.
     pub(super) fn visit(&mut self, visited: &Visited<'_>) -> Result<()> {
         let before = owner_and_mode(visited.metadata);
-        let mut wanted = match self.rules {
-            Some(rules) => by_rules(rules, &self.known, visited, before),
-            None => visited.wanted,
+        let acls = acls(visited);
+        let (mut wanted, mut wanted_acls) = match self.rules {
+            Some(rules) => by_rules(rules, &self.known, visited, before, &acls),
+            None => (visited.wanted, acls.clone()),
         };
         self.repaired.looked_at += 1;
         if !visited.metadata.is_dir() && visited.metadata.nlink() > 1 {
             *self.repaired.names.0.entry(LinkNames::key(visited.metadata)).or_default() += 1;
         }
-        if before != wanted && self.names.has_others(visited.metadata) {
-            wanted = before;
+        let is_right = |wanted, wanted_acls: &Acls| before == wanted && acls == *wanted_acls;
+        if !is_right(wanted, &wanted_acls) && self.names.has_others(visited.metadata) {
+            (wanted, wanted_acls) = (before, acls.clone());
             let error = io::Error::other("it has another name outside of these directories");
             self.repaired.failed.push((visited.path.to_owned(), error));
         }
         if let Pass::Record(_, record) = &mut self.pass {
             let (path, kind) = (tree_path(visited.path), kind(visited));
+            let lines = acl_lines(&acls);
             match visited.is_alone {
-                true => record.add_alone(&path, kind, before, wanted)?,
-                false => record.add(&path, kind, before, wanted)?,
+                true => record.add_alone(&path, kind, before, wanted, &lines)?,
+                false => record.add(&path, kind, before, wanted, &lines)?,
             }
         }
-        if before == wanted {
+        if is_right(wanted, &wanted_acls) {
             return Ok(());
         }
+        // A change of the mode changes an ACL, too.
+        let changes = if acls == wanted_acls { &Acls::new() } else { &wanted_acls };
         if matches!(self.pass, Pass::Change)
-            && let Err(error) = set(visited, wanted)
+            && let Err(error) = set(visited, wanted, changes)
         {
             self.repaired.failed.push((visited.path.to_owned(), error));
             return Ok(());
@@ -128,11 +136,12 @@ impl<'a> Repair<'a> {
 
     /// Ends the pass. A record is on disk then, or gone if there is nothing to undo.
     pub(super) fn finish(self) -> Result<Repaired> {
-        if let Pass::Record(file, record) = self.pass
-            && record.finish()? == 0
-        {
-            std::fs::remove_file(&file)
-                .map_err(|source| store::Error::OwnerRecord { file, source })?;
+        if let Pass::Record(file, record) = self.pass {
+            record.finish()?;
+            if self.repaired.changed == 0 {
+                std::fs::remove_file(&file)
+                    .map_err(|source| store::Error::OwnerRecord { file, source })?;
+            }
         }
         Ok(self.repaired)
     }
@@ -153,19 +162,54 @@ fn by_rules(
     names: &Owners,
     visited: &Visited<'_>,
     is: OwnerAndMode,
-) -> OwnerAndMode {
+    acls: &Acls,
+) -> (OwnerAndMode, Acls) {
     let owner = names.get(is.uid, is.gid, |_| {});
     let path = tree_path(visited.path);
-    let mut entry = Entry { owner, ..Entry::new(path, kind(visited), is.mode) };
+    let xattrs = acls.clone();
+    let mut entry = Entry { owner, xattrs, ..Entry::new(path, kind(visited), is.mode) };
     rules.apply(&mut entry);
-    OwnerAndMode::of(&entry)
+    (OwnerAndMode::of(&entry), entry.xattrs)
+}
+
+/// ACLs by the names of their attributes, in the order of these names.
+type Acls = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Attributes with ACLs, ascending.
+const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
+
+/// Bytes that most ACLs fit into.
+const FEW_BYTES: usize = 512;
+/// Largest value of an attribute, in bytes.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// Returns the ACLs of a path.
+fn acls(visited: &Visited<'_>) -> Acls {
+    if visited.metadata.is_symlink() {
+        return Acls::new();
+    }
+    let read = |name: &&str| {
+        let mut few = [0; FEW_BYTES];
+        let value = match lgetxattr(visited.path, *name, &mut few[..]) {
+            Ok(length) => few.get(..length)?.to_vec(),
+            Err(Errno::RANGE) => {
+                let mut many = vec![0; XATTR_BYTES_MAX];
+                let length = lgetxattr(visited.path, *name, &mut many[..]).ok()?;
+                many.truncate(length);
+                many
+            }
+            Err(_) => return None,
+        };
+        Some((name.as_bytes().to_vec(), value))
+    };
+    ACLS.iter().filter_map(read).collect()
 }
 
 /// Sets owner and mode of a path, if it is still the object that was looked at.
 ///
 /// A user who may write to the directories above could put a link into its place meanwhile. So no
 /// link is followed below the top of the part.
-fn set(visited: &Visited<'_>, wanted: OwnerAndMode) -> io::Result<()> {
+fn set(visited: &Visited<'_>, wanted: OwnerAndMode, acls: &Acls) -> io::Result<()> {
     let above = visited.top.parent().unwrap_or(Path::new("/"));
     let name = visited.path.strip_prefix(above).unwrap_or(Path::new(""));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -181,7 +225,11 @@ fn set(visited: &Visited<'_>, wanted: OwnerAndMode) -> io::Result<()> {
     }
     // A change of owner clears setuid and setgid.
     if !visited.metadata.is_symlink() {
-        chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(wanted.mode))?;
+        let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+        chmod(&path, Mode::from_raw_mode(wanted.mode))?;
+        for (name, value) in acls {
+            setxattr(&path, &name[..], value, XattrFlags::empty())?;
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ pub enum RuleError {
     #[error("a section has the form [path \"GLOB\"] or [exact \"GLOB\"]")]
     Section,
     /// A line begins with another word.
-    #[error("a line begins with user, group, mode or [path")]
+    #[error("a line begins with user, group, mode, acl, default-acl or [path")]
     Word,
     /// A line lacks its arrow.
     #[error("a rule has the form `{} FROM -> TO`", .0.word())]
@@ -46,6 +46,15 @@ pub enum RuleError {
     /// A change of a mode is malformed.
     #[error("`{0}` is not a change of a mode, such as u=rwX, g-w, D+s or F0640")]
     Mode(String),
+    /// An access list is malformed.
+    #[error("`{0}` is not an access list, such as u::rw-,u:7:r--,g::r--,m::r--,o::---")]
+    Acl(String),
+    /// An access list holds for all paths.
+    #[error("an access list belongs below a section [path \"GLOB\"] or [exact \"GLOB\"]")]
+    AclOfAll,
+    /// A section sets the same access list twice.
+    #[error("the section sets this access list twice")]
+    TwoAcls,
     /// A section changes modes twice.
     #[error("the section has two lines for modes")]
     TwoModes,

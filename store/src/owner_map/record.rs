@@ -64,15 +64,19 @@ impl<W: Write> Recorder<W> {
         Ok(Recorder { out, top: top.to_owned(), dirs: Vec::new(), changed: 0 })
     }
 
-    /// Adds a path, which is relative to the directory, and empty for the directory itself.
+    /// Adds a path, which is relative to the directory, and empty for the directory itself. `acls` are
+    /// the lines of its former ACLs. Rules for users hold for ACLs, too, and may join entries, so
+    /// these lines restore each ACL literally.
     pub fn add(
         &mut self,
         path: &[u8],
         kind: EntryKind,
         before: OwnerAndMode,
         after: OwnerAndMode,
+        acls: &[String],
     ) -> io::Result<()> {
         self.leave(|dir| !is_within(path, dir))?;
+        self.write_acls(path, acls)?;
         self.changed += u64::from(before != after);
         let is_dir = kind == EntryKind::Directory;
         let undo = Undo::of(kind, before, after);
@@ -90,7 +94,9 @@ impl<W: Write> Recorder<W> {
         kind: EntryKind,
         before: OwnerAndMode,
         after: OwnerAndMode,
+        acls: &[String],
     ) -> io::Result<()> {
+        self.write_acls(path, acls)?;
         if before == after {
             return Ok(());
         }
@@ -125,7 +131,16 @@ impl<W: Write> Recorder<W> {
         }
     }
 
-    fn write(&mut self, form: &str, path: &[u8], undo: &Undo) -> io::Result<()> {
+    fn write_acls(&mut self, path: &[u8], acls: &[String]) -> io::Result<()> {
+        // No pattern matches `/` alone.
+        if acls.is_empty() || self.top.join(std::ffi::OsStr::from_bytes(path)) == Path::new("/") {
+            return Ok(());
+        }
+        self.section("exact", path)?;
+        acls.iter().try_for_each(|line| writeln!(self.out, "{line}"))
+    }
+
+    fn section(&mut self, form: &str, path: &[u8]) -> io::Result<()> {
         let place = self.top.join(std::ffi::OsStr::from_bytes(path));
         let mut pattern = escape(&place);
         // A line cannot contain a line break; `?` matches it.
@@ -133,7 +148,11 @@ impl<W: Write> Recorder<W> {
         if pattern == b"/" {
             pattern.extend(b"**");
         }
-        self.out.write_all(&[b"[", form.as_bytes(), b" \"", &pattern, b"\"]\n"].concat())?;
+        self.out.write_all(&[b"[", form.as_bytes(), b" \"", &pattern, b"\"]\n"].concat())
+    }
+
+    fn write(&mut self, form: &str, path: &[u8], undo: &Undo) -> io::Result<()> {
+        self.section(form, path)?;
         for (word, all) in [("user", &undo.users), ("group", &undo.groups)] {
             for (now, before) in all {
                 writeln!(self.out, "{word} {now} -> {before}")?;
@@ -226,7 +245,7 @@ mod tests {
             let mut text = Vec::new();
             let mut record = Recorder::new(Path::new("/top"), &mut text).expect("written");
             for (path, (before, after)) in &sorted {
-                record.add(path, kind(path), *before, *after).expect("written");
+                record.add(path, kind(path), *before, *after, &[]).expect("written");
             }
             record.finish().expect("written");
             let mut map = OwnerMap::new(Unmatched::ByNumber, Box::new(SystemAccounts));
@@ -250,9 +269,9 @@ mod tests {
         let mut record = Recorder::new(Path::new("/srv"), &mut text).expect("written");
         let before = OwnerAndMode { uid: 998, gid: 997, mode: 0o750 };
         let after = OwnerAndMode { uid: 1000, gid: 1001, mode: 0o750 };
-        record.add(b"", EntryKind::Directory, before, after).expect("written");
+        record.add(b"", EntryKind::Directory, before, after, &[]).expect("written");
         for path in [&b"a"[..], b"a/b", b"c"] {
-            record.add(path, EntryKind::File, before, after).expect("written");
+            record.add(path, EntryKind::File, before, after, &[]).expect("written");
         }
         assert_eq!(record.finish().expect("written"), 4);
         let text = String::from_utf8(text).expect("text");

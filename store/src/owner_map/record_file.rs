@@ -30,8 +30,9 @@ impl RecordFile {
         kind: EntryKind,
         before: OwnerAndMode,
         after: OwnerAndMode,
+        acls: &[String],
     ) -> Result<()> {
-        let added = self.recorder.add(path, kind, before, after);
+        let added = self.recorder.add(path, kind, before, after, acls);
         added.map_err(|error| failed(&self.file, error))
     }
 
@@ -42,8 +43,9 @@ impl RecordFile {
         kind: EntryKind,
         before: OwnerAndMode,
         after: OwnerAndMode,
+        acls: &[String],
     ) -> Result<()> {
-        let added = self.recorder.add_alone(path, kind, before, after);
+        let added = self.recorder.add_alone(path, kind, before, after, acls);
         added.map_err(|error| failed(&self.file, error))
     }
 

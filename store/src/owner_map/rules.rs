@@ -2,6 +2,7 @@
 
 use super::accounts::{Accounts, Class};
 use super::error::RuleError;
+use crate::acl;
 use crate::entry::display_path;
 use crate::glob::Globs;
 
@@ -21,6 +22,8 @@ pub(super) enum Line<'t> {
     Rule(Class, Parsed),
     /// `mode CHANGES`
     Mode(&'t [u8]),
+    /// `acl ENTRIES` or `default-acl ENTRIES`: the number of the word, and the value of the attribute.
+    Acl(usize, Vec<u8>),
 }
 
 /// A rule whose names are looked up.
@@ -76,6 +79,10 @@ pub(super) fn line(line: &[u8]) -> Result<Line<'_>, RuleError> {
         b"user" => Class::User,
         b"group" => Class::Group,
         b"mode" => return Ok(Line::Mode(rest)),
+        word if let Some(at) = acl::WORDS.iter().position(|known| known.as_bytes() == word) => {
+            let value = acl::of_text(rest).ok_or_else(|| RuleError::Acl(display_path(rest)))?;
+            return Ok(Line::Acl(at, value));
+        }
         _ => return Err(RuleError::Word),
     };
     let Some(at) = rest.windows(2).position(|arrow| arrow == b"->") else {

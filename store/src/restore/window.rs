@@ -9,7 +9,7 @@ use crate::entry::{
 };
 use crate::error::Result;
 use crate::observe::Event;
-use crate::owner_map::OwnerAndMode;
+use crate::owner_map::{OwnerAndMode, acl_lines};
 use crate::recipe::Extent;
 use crate::source::split;
 use crate::target::{MARK, Made, Metadata, Refused};
@@ -68,10 +68,12 @@ impl Restore<'_> {
     /// Adds the next entry of the tree to the window.
     pub(super) fn take(&mut self, mut entry: Entry) -> Result<()> {
         let before = OwnerAndMode::of(&entry);
+        let is_recorded = self.owner_record.is_some();
+        let acls = if is_recorded { acl_lines(&entry.xattrs) } else { Vec::new() };
         self.owners.apply(&mut entry);
         if let Some(record) = &mut self.owner_record {
             let path = relative(&entry.path, &self.prefix);
-            record.add(path, entry.kind, before, OwnerAndMode::of(&entry))?;
+            record.add(path, entry.kind, before, OwnerAndMode::of(&entry), &acls)?;
         }
         if entry.path == self.prefix {
             self.open_top(entry);
