@@ -152,8 +152,12 @@ impl<'a> View<'a> {
     /// Reads a whole file of a snapshot, unless it is larger than `bytes_max`. Damaged content counts
     /// as missing.
     pub fn content(&self, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
-        let View::Tree { store, root } = self else { return Ok(None) };
-        let entry = store::tree::Lookup::new(root, *store).at(&store::backup::tree_path(path))?;
+        let (store, root) = match self {
+            View::Tree { store, root } => (*store, root),
+            View::Through { view, .. } => return view.content(&self.place(path), bytes_max),
+            View::Live => return Ok(None),
+        };
+        let entry = store::tree::Lookup::new(root, store).at(&store::backup::tree_path(path))?;
         let Some(entry) = entry.filter(|entry| entry.size <= bytes_max) else { return Ok(None) };
         let mut content = Vec::new();
         Ok(store::dump::dump(store, &entry, &mut content)?.ok().map(|()| content))

@@ -342,6 +342,7 @@ impl Owned<'_> {
     fn lost_only_head(&self, now: &Examined, then: &Examined) -> bool {
         let is_grave = now.references.lack_all(then.references)
             || now.lost_packs(then)
+            || now.lost_packed_references(then)
             || self.has_left_pool(now, then);
         now.state == State::Whole && !is_grave
     }
@@ -445,6 +446,40 @@ fn paired_pools<'a>(
     pools.into_values().collect()
 }
 
+/// A repository that has lost something since an earlier copy.
+struct Compared<'a> {
+    one: Owned<'a>,
+    now: Examined,
+    then: Examined,
+    /// Packed references that are gone, for people.
+    gone: Option<String>,
+}
+
+/// References that GitLab deletes by itself.
+const DELETED_BY_GITLAB: [&[u8]; 3] = [b"refs/pipelines/", b"refs/keep-around/", b"refs/tmp/"];
+
+/// Describes the references of an earlier `packed-refs` that a repository without this file does not
+/// have in any other form. `None` if there are none, or if that is unknown.
+fn gone(view: &View<'_>, view_then: &View<'_>, one: &Owned<'_>) -> Result<Option<String>> {
+    let has_refs = view.look(&[one.dir.join("refs")])?;
+    if !has_refs.iter().flatten().any(|seen| seen.is_dir) {
+        // The repository is behind a link.
+        return Ok(None);
+    }
+    let then = reference_names::packed(view_then, &one.earlier_dir)?;
+    let Some((then, now)) = then.zip(reference_names::read(view, &one.dir)?) else {
+        return Ok(None);
+    };
+    let is_kept = |name: &Vec<u8>| !DELETED_BY_GITLAB.iter().any(|start| name.starts_with(start));
+    let gone = then.keys().filter(|name| is_kept(name) && !now.contains_key(*name));
+    let gone: Vec<&Vec<u8>> = gone.collect();
+    let branch = gone.iter().find(|name| name.starts_with(b"refs/heads/"));
+    Ok(branch.or(gone.first()).map(|first| {
+        let name = store::entry::display_path(first);
+        format!("its packed-refs, with {} of {} references, such as {name}", gone.len(), then.len())
+    }))
+}
+
 /// Compares repositories with those of an earlier copy. A repository that had references then must
 /// be whole and have some now, unless its project is being deleted.
 fn compare(
@@ -465,6 +500,7 @@ fn compare(
         }
         let is_less = now.state != State::Whole
             || now.references.lack(References::ALL)
+            || !now.packs_references
             || now.has_objects && !now.has_packs;
         (is_less || one.is_member && !now.borrows).then_some(*now)
     };
@@ -473,19 +509,25 @@ fn compare(
     let dirs: Vec<PathBuf> = all.iter().map(|(one, _)| one.earlier_dir.clone()).collect();
     let view_then = earlier.view();
     let then = Examiner { root: &plan.root, view: &view_then, is_current: false }.examine(&dirs)?;
-    let all = all.into_iter().zip(then).map(|((one, mut now), then)| {
+    let mut lost = Vec::new();
+    for ((one, mut now), then) in all.into_iter().zip(then) {
         // New repositories, and those whose packs were unpacked, have only loose objects.
         now.has_packs |= now.lost_packs(&then) && loose::is_complete(&view.place(&one.dir));
-        ((one, now), then)
-    });
-    let lost = all.filter(|((one, now), then)| one.is_lost(now, then));
-    let (pending, lost): (Vec<_>, Vec<_>) = lost.partition(|((one, _), _)| one.is_pending_deletion);
+        let is_suspect = now.state == State::Whole && now.lost_packed_references(&then);
+        let gone = if is_suspect { gone(view, &view_then, &one)? } else { None };
+        // A new repository in the same place may have all of them as loose ones.
+        now.packs_references |= gone.is_none();
+        if one.is_lost(&now, &then) {
+            lost.push(Compared { one, now, then, gone });
+        }
+    }
+    let (pending, lost): (Vec<_>, Vec<_>) =
+        lost.into_iter().partition(|lost| lost.one.is_pending_deletion);
     if pending.is_empty() && lost.is_empty() {
         return Ok(None);
     }
-    let is_excused = lost.iter().all(|((one, _), _)| plan.excused.has(&part(one.storage)));
-    let is_grave =
-        |((one, now), then): &((Owned<'_>, Examined), Examined)| !one.lost_only_head(now, then);
+    let is_excused = lost.iter().all(|lost| plan.excused.has(&part(lost.one.storage)));
+    let is_grave = |lost: &Compared<'_>| !lost.one.lost_only_head(&lost.now, &lost.then);
     let is_excused = is_excused || !lost.iter().any(is_grave);
     let mut text = format!(
         "{} repositories had references in snapshot {} that are lost or unreadable now",
@@ -501,14 +543,18 @@ fn compare(
         false => Verdict::Failed,
     };
     // Another copy would not find repositories that this machine has lost as well.
-    let dirs: Vec<PathBuf> = lost.iter().map(|((one, _), _)| one.dir.clone()).collect();
+    let dirs: Vec<PathBuf> = lost.iter().map(|lost| lost.one.dir.clone()).collect();
     let machine = examine(plan, &View::machine(&plan.mounts), &dirs)?;
-    let is_settled =
-        lost.iter().zip(machine).all(|(((one, _), then), machine)| one.is_lost(&machine, then));
-    let lost = lost.into_iter().map(|((one, now), then)| {
+    let is_settled = lost.iter().zip(machine).all(|(lost, mut machine)| {
+        machine.packs_references |= lost.gone.is_none();
+        lost.one.is_lost(&machine, &lost.then)
+    });
+    let lost = lost.into_iter().map(|Compared { one, now, then, gone }| {
         let text = described(&one.name, &view.place(&one.dir), now.state);
         if now.state != State::Whole {
             text
+        } else if let Some(gone) = gone {
+            format!("{text} lacks {gone}")
         } else if one.lost_only_head(&now, &then) {
             format!("{text} lacks the branch of its HEAD")
         } else if one.has_left_pool(&now, &then) {

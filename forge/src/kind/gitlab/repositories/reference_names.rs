@@ -31,6 +31,16 @@ pub fn read(view: &View<'_>, dir: &Path) -> Result<Option<Names>> {
     }
 }
 
+/// Reads the references in the `packed-refs` of the repository in a directory. Returns `None` if the
+/// file is damaged or too large to be read.
+pub fn packed(view: &View<'_>, dir: &Path) -> Result<Option<Names>> {
+    Ok(match content(view, &dir.join("packed-refs"))? {
+        Content::Absent => Some(Names::new()),
+        Content::Unreadable => None,
+        Content::Read(text) => of_packed(&text),
+    })
+}
+
 enum Content {
     Absent,
     Unreadable,
@@ -67,12 +77,7 @@ fn of_reftable(view: &View<'_>, dir: &Path) -> Result<Option<Names>> {
 }
 
 fn of_files(view: &View<'_>, dir: &Path) -> Result<Option<Names>> {
-    let packed = match content(view, &dir.join("packed-refs"))? {
-        Content::Absent => Some(Names::new()),
-        Content::Unreadable => None,
-        Content::Read(text) => of_packed(&text),
-    };
-    let Some(mut names) = packed else { return Ok(None) };
+    let Some(mut names) = packed(view, dir)? else { return Ok(None) };
     let mut loose = Vec::new();
     view.files_below(&dir.join("refs"), &mut |file| {
         loose.extend(is_reference(file.path).then(|| file.path.to_owned()));

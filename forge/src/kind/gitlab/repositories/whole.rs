@@ -79,14 +79,24 @@ pub struct Examined {
     pub has_packs: bool,
     /// True if it borrows objects of another repository.
     pub borrows: bool,
+    /// True if it has a reftable, or a `packed-refs` with content.
+    pub packs_references: bool,
 }
 
 impl Examined {
     /// Returns true if it has lost something since an earlier state.
     pub fn is_lost_since(&self, earlier: &Examined) -> bool {
         let had = earlier.state == State::Whole && earlier.references.any;
-        let is_less = self.references.lack(earlier.references) || self.lost_packs(earlier);
+        let is_less = self.references.lack(earlier.references)
+            || self.lost_packs(earlier)
+            || self.lost_packed_references(earlier);
         had && (self.state != State::Whole || is_less)
+    }
+
+    /// Returns true if an earlier state had packed references, and their file is gone or empty. Git
+    /// never removes this file, and writes a first line even if the last reference is deleted.
+    pub fn lost_packed_references(&self, earlier: &Examined) -> bool {
+        earlier.packs_references && !self.packs_references
     }
 
     /// Returns true if an earlier state had packs, and this one neither has nor borrows one. Git does
@@ -96,9 +106,14 @@ impl Examined {
     }
 
     fn without_content(state: State) -> Examined {
-        let references = References::default();
-        let (has_objects, has_packs, borrows) = (false, false, false);
-        Examined { state, references, has_objects, has_packs, borrows }
+        Examined {
+            state,
+            references: References::default(),
+            has_objects: false,
+            has_packs: false,
+            borrows: false,
+            packs_references: false,
+        }
     }
 }
 
@@ -317,8 +332,15 @@ impl Examiner<'_> {
                 return damaged(fault);
             }
         }
-        let (has_objects, has_packs) = (own.is_any() || borrows, own.has_packs());
-        Ok(Examined { state: State::Whole, references, has_objects, has_packs, borrows })
+        let has_packed = packed.seen.as_ref().is_some_and(|seen| seen.size > 0);
+        Ok(Examined {
+            state: State::Whole,
+            references,
+            has_objects: own.is_any() || borrows,
+            has_packs: own.has_packs(),
+            borrows,
+            packs_references: settings.is_reftable || has_packed,
+        })
     }
 
     /// Returns true if no pack of the view, no loose object and no borrowed one has this id. The
