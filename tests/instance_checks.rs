@@ -716,3 +716,82 @@ fn an_optional_part_that_vanished_is_reported_once() {
     }
     inspect().ok();
 }
+
+#[test]
+fn lost_packed_references_are_a_failure_although_a_branch_is_left() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let dir = repository(&gitlab, 1);
+    let git =
+        |arguments: &[&str], input: &str| gitlab::repositories::run_git(&dir, arguments, input);
+    let names: Vec<String> = (0..50).map(|n| format!("refs/heads/b{n}")).collect();
+    let updates = |verb: &str, end: &str| -> String {
+        names.iter().map(|name| format!("{verb} {name}{end}\n")).collect()
+    };
+    git(&["update-ref", "--stdin"], &updates("create", " refs/heads/feature"));
+    git(&["pack-refs", "--all"], "");
+    git(&["update-ref", "refs/heads/main", "refs/heads/feature"], "");
+    backup(&sandbox).run().ok();
+    let references = |code: i32| {
+        let all = backup(&sandbox).run().ends_with(code).json();
+        let is_there = lines(&all, "check").iter().any(|check| check["name"] == "references");
+        is_there.then(|| check(&all, "references"))
+    };
+    // Somebody deletes most branches.
+    git(&["update-ref", "--stdin"], &updates("delete", "").replace("delete refs/heads/b1\n", ""));
+    assert_eq!(references(0), None);
+    let (packed, aside) = (dir.join("packed-refs"), sandbox.path("aside"));
+    for is_there in [false, true] {
+        std::fs::copy(&packed, &aside).expect("copies");
+        remove(&packed);
+        if is_there {
+            std::fs::write(&packed, "").expect("writes");
+        }
+        let (verdict, text) = references(3).expect("the check");
+        assert_eq!(verdict, "failed", "{text}");
+        assert!(text.contains("lacks its packed-refs, with ") && text.contains("b1"), "{text}");
+        let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3);
+        let printed = looked.all_output();
+        assert!(printed.contains("lacks its packed-refs"), "{printed}");
+        std::fs::copy(&aside, &packed).expect("copies");
+        assert_eq!(references(0), None);
+    }
+    // All references as loose ones, in a repository that was made again.
+    let all = git(&["for-each-ref", "--format=%(refname) %(objectname)"], "");
+    remove(&packed);
+    for line in all.lines() {
+        let (name, id) = line.split_once(' ').expect("two columns");
+        std::fs::create_dir_all(dir.join(name).parent().expect("below")).expect("directories");
+        std::fs::write(dir.join(name), format!("{id}\n")).expect("writes");
+    }
+    assert_eq!(references(0), None);
+}
+
+#[test]
+fn keys_that_authorized_keys_lacks_are_reported() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let sql = |text: &str| gitlab.postgres.sql(database::MAIN, text);
+    sql("create table if not exists keys (id serial primary key, user_id int, key text, \
+         usage_type int)");
+    sql("delete from keys; insert into keys (user_id, key, usage_type) \
+         values (1, 'ssh-ed25519 A', 0), (2, 'ssh-ed25519 B', 1), (2, 'ssh-ed25519 C', 2)");
+    inspect().ok();
+    // As `gitlab-ctl reconfigure` makes it.
+    let file = gitlab.path("var/opt/gitlab/.ssh/authorized_keys");
+    std::fs::write(&file, "# made by GitLab\n").expect("writes");
+    let printed = inspect().ends_with(3).all_output();
+    assert!(printed.contains("has 0 of the 2 keys in the database"), "{printed}");
+    assert!(printed.contains("gitlab-rake gitlab:shell:setup"), "{printed}");
+    backup(&sandbox).run().ok();
+    remove(&file);
+    inspect().ends_with(3);
+    // Another way to look keys up.
+    sql("alter table application_settings add authorized_keys_enabled boolean default false");
+    inspect().ok();
+}

@@ -26,6 +26,9 @@ pub struct Catalogue {
     pub applications: Vec<Application>,
     /// Encrypted values for the test of the keys.
     pub encrypted: Vec<Encrypted>,
+    /// Number of SSH keys that `authorized_keys` should have; `None` if GitLab does not write them
+    /// there.
+    pub ssh_keys: Option<u64>,
     /// Version of the product, where only its database knows it.
     pub version: Option<String>,
     /// Names of the queried databases.

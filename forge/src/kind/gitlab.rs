@@ -200,7 +200,34 @@ pub fn check_catalogue(
         checks.extend(repositories::check(plan, catalogue, view, earlier)?);
     }
     checks.push(check_files(plan, catalogue, view)?);
+    checks.extend(check_ssh_keys(plan, catalogue, view)?);
     Ok(checks)
+}
+
+/// Warns of an `authorized_keys` without most of the keys in the database. Their users cannot sign in
+/// over ssh, for example after `gitlab-ctl reconfigure` has made an empty file.
+fn check_ssh_keys(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Option<Check>> {
+    let wanted = catalogue.ssh_keys.filter(|count| *count > 0);
+    let Some((wanted, dir)) = wanted.zip(plan.place("ssh")) else { return Ok(None) };
+    let path = dir.join("authorized_keys");
+    let content = match view.file(&path)? {
+        // A large file has many keys.
+        Some(seen) if seen.content.is_none() => return Ok(None),
+        seen => seen.and_then(|seen| seen.content).unwrap_or_default(),
+    };
+    let is_key = |line: &&[u8]| {
+        let line = line.trim_ascii_start();
+        !line.is_empty() && !line.starts_with(b"#")
+    };
+    let found = content.split(|byte| *byte == b'\n').filter(is_key).count() as u64;
+    // GitLab adds and removes single keys in the background.
+    if found >= wanted.div_ceil(2) {
+        return Ok(None);
+    }
+    let text = format!("{} has {found} of the {wanted} keys in the database", shown(&path));
+    let hint = "GitLab writes all of them with `gitlab-rake gitlab:shell:setup`; until then ssh \
+                refuses the other users";
+    Ok(Some(Check::new("ssh-keys", Verdict::Warning, text).with_hint(hint).settled()))
 }
 
 /// Checks that each database of GitLab itself has tables. An empty database can be dumped, too.

@@ -26,6 +26,9 @@ pub const PROJECTS: &str = "projects";
 /// Subject of the queries about other repositories.
 pub const REPOSITORIES: &str = "repositories of snippets and group wikis";
 
+/// Subject of the queries about SSH keys.
+const SSH_KEYS: &str = "SSH keys";
+
 /// Queries each of GitLab's tables in the database that owns it.
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     let mut catalogue = Catalogue::default();
@@ -38,6 +41,7 @@ pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         repositories(database, &mut catalogue)?;
         files(plan, database, &mut catalogue)?;
         applications(database, &mut catalogue)?;
+        ssh_keys(database, &mut catalogue)?;
         encrypted::ask(database, &mut catalogue)?;
         migrations(database, &mut catalogue)?;
     }
@@ -852,6 +856,37 @@ fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
     );
     let rows: Vec<Application> = catalogue.ask(APPLICATIONS, database, &query)?;
     catalogue.applications.extend(rows);
+    Ok(())
+}
+
+/// Counts the SSH keys of users and deploy keys, if GitLab writes them to `authorized_keys`.
+fn ssh_keys(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Setting {
+        is_used: Option<bool>,
+    }
+    #[derive(Deserialize)]
+    struct Count {
+        count: u64,
+    }
+    let columns = database.columns("keys")?;
+    if !columns.has("key") || !columns.has("user_id") {
+        return Ok(());
+    }
+    // Without the column, GitLab always writes them.
+    if database.columns("application_settings")?.has("authorized_keys_enabled") {
+        let query = "select authorized_keys_enabled as is_used from application_settings \
+                     order by id desc limit 1";
+        let settings: Vec<Setting> = catalogue.ask(SSH_KEYS, database, query)?;
+        if settings.iter().any(|setting| setting.is_used == Some(false)) {
+            return Ok(());
+        }
+    }
+    // Keys that only sign commits are not for ssh.
+    let usage = if columns.has("usage_type") { "usage_type is distinct from 2" } else { "true" };
+    let query = format!("select count(*) as count from keys where {usage}");
+    let count: Vec<Count> = catalogue.ask(SSH_KEYS, database, &query)?;
+    catalogue.ssh_keys = catalogue.ssh_keys.max(count.first().map(|row| row.count));
     Ok(())
 }
 
