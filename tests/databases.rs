@@ -1,7 +1,8 @@
 //! Servers and databases with unusual settings.
 
 use crate::support::accounts::Account;
-use crate::support::instance::{backup, configured, lines, summary};
+use crate::support::gitlab::Builder;
+use crate::support::instance::{self, backup, configured, lines, summary};
 use crate::support::postgres::{Options, Postgres};
 use crate::support::sandbox::{Sandbox, need_root};
 use crate::support::server::{Server, Signal, wait_until};
@@ -275,4 +276,53 @@ fn a_pooler_is_refused_as_the_database_server() {
     }
     configure(&sandbox, postgres.socket_dir(), "databases = ['one']");
     configured(&sandbox, ["backup", "--instance", "forge", "--init"]).run().ok();
+}
+
+/// Removes the file of a table, as a failed disk does.
+fn damage(postgres: &Postgres, data: &Path, database: &str) {
+    postgres.sql("postgres", format!("create database {database}"));
+    postgres.sql(database, "create table t as select generate_series(1, 1000) as n");
+    postgres.sql(database, "checkpoint");
+    let file = postgres.query(database, "select pg_relation_filepath('t')");
+    std::fs::remove_file(data.join(file.trim())).expect("removes");
+}
+
+#[test]
+fn a_damaged_database_of_somebody_else_does_not_end_the_backup() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    instance::configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    damage(&gitlab.postgres, &gitlab.path("var/opt/gitlab/postgresql/data"), "a_metrics");
+    for _ in 0..2 {
+        let outcome = backup(&sandbox).run().ends_with(3);
+        let all = outcome.json();
+        assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+        assert_eq!(summary(&all)["databases"], 2, "{all:?}");
+        let failures = summary(&all)["failures"].to_string();
+        assert!(failures.contains("database a_metrics is not dumped: "), "{failures}");
+    }
+    // No half of a dump is left.
+    let listed = sandbox.run(["ls", "latest:.forgekeep/databases"]).ok().stdout;
+    assert!(listed.contains("gitlabhq_production.dump"), "{listed}");
+    assert!(!listed.contains("metrics"), "{listed}");
+    // The settings may demand it.
+    let names = "postgres.databases = ['gitlabhq_production', 'a_metrics']";
+    instance::configure(&sandbox, &gitlab, names);
+    backup(&sandbox).run().fails(1, &["pg_dump", "t"]);
+}
+
+#[test]
+fn a_damaged_database_of_a_plain_instance_makes_it_incomplete() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    postgres.sql("postgres", "create database whole");
+    configure(&sandbox, postgres.socket_dir(), "");
+    damage(&postgres, &sandbox.path("cluster/data"), "broken");
+    let all = backup(&sandbox).run().ends_with(3).json();
+    assert_eq!(summary(&all)["is_complete"], false);
+    assert_eq!(summary(&all)["databases"], 1, "{all:?}");
+    assert_eq!(lines(&all, "missing_part")[0]["part"], "database-broken");
 }

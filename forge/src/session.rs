@@ -136,6 +136,7 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         redis_files: Vec::new(),
         down: None,
         stopped: Vec::new(),
+        undumped: Vec::new(),
         failures: Vec::new(),
         databases_at: None,
         files_at: [None, None],
@@ -186,6 +187,8 @@ struct Session<'j> {
     down: Option<Duration>,
     /// Names of the services that were stopped and started again.
     stopped: Vec<String>,
+    /// Names of the databases that could not be dumped.
+    undumped: Vec<String>,
     failures: Vec<String>,
     /// Time of the databases' consistency point.
     databases_at: Option<String>,
@@ -218,6 +221,7 @@ impl<'j> Session<'j> {
         // Its transactions are read-only.
         point.take()?;
         self.catalogue = self.job.kind.ask(self.job.plan, point.connections())?;
+        self.report_undumped(&point);
         self.copy_files()
     }
 
@@ -361,12 +365,31 @@ impl<'j> Session<'j> {
         self.catalogue.notes.extend(point.notes().iter().cloned());
         self.databases = point.dump(&mut self.backup)?;
         self.postgres = point.version();
+        self.report_undumped(&point);
         if !point.reads_passwords() {
             let text = "the snapshot lacks the passwords of database roles: the role of the backup \
                         may not read them";
             self.catalogue.notes.push(text.into());
         }
         Ok(())
+    }
+
+    /// Reports databases that are not required and could not be dumped.
+    fn report_undumped(&mut self, point: &ConsistencyPoint<'_>) {
+        for undumped in point.undumped() {
+            let text = undumped.text();
+            // Without names in the plan, all databases of the server belong to the instance.
+            if self.job.plan.databases.is_empty() {
+                self.missing.push(Absent {
+                    part: format!("database-{}", undumped.name),
+                    looked_for: undumped.reason.to_string(),
+                    is_required: true,
+                });
+            }
+            self.undumped.push(undumped.name.clone());
+            self.catalogue.notes.push(text.clone());
+            self.failures.push(text);
+        }
     }
 
     /// Checks the copy and writes the manifest and the snapshot.
@@ -476,7 +499,8 @@ impl<'j> Session<'j> {
         };
         let catalogue = &mut self.catalogue;
         let mut checks = job.kind.check(plan, catalogue, &copy, earlier.as_ref())?;
-        let dumped = self.databases.iter().map(|dump| dump.name.as_str());
+        let dumped = self.databases.iter().map(|dump| &dump.name).chain(&self.undumped);
+        let dumped = dumped.map(String::as_str);
         checks.extend(vanished::parts(plan, earlier.as_ref())?);
         checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
         checks.extend(self.check_keys(&copy)?);

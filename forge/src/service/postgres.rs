@@ -42,6 +42,9 @@ const NO_FREE_CONNECTION: [&str; 4] = [
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// Error text of a client that may not reach the socket, which waiting does not change.
 const DENIED: &str = "Permission denied";
+/// Error texts of a server that cannot read the files of a database.
+const DAMAGE: [&str; 5] =
+    ["could not open", "could not read", "invalid page", "cache lookup failed", "subdirectory"];
 /// Exit status of `psql` if it could not connect.
 const NOT_CONNECTED: &str = "exit code 2";
 /// Marks the end of an answer; no row of ours equals it.
@@ -303,8 +306,8 @@ impl Server {
         Ok((names, notes))
     }
 
-    /// Connects to a database that is not in the plan. The inner error says why it cannot
-    /// be dumped.
+    /// Connects to a database that is not in the plan. The inner error says why the role of the backup
+    /// cannot dump it; any other error is a fault of the database or the server.
     pub fn connect_to_other<'a>(
         &self,
         name: &str,
@@ -316,7 +319,9 @@ impl Server {
         }
         let mut connection = match self.connect(name, progress) {
             Ok(connection) => connection,
-            Err(Error::Failed { output, .. }) => {
+            Err(Error::Failed { status, output, .. })
+                if status == NOT_CONNECTED && !DAMAGE.iter().any(|text| output.contains(text)) =>
+            {
                 let next = "to dump it, let the role of the backup connect to it";
                 return Ok(Err(not_dumped(name, output.trim(), next)));
             }
@@ -329,6 +334,8 @@ impl Server {
              and n.nspname <> 'information_schema' and not (has_schema_privilege(n.oid, 'usage') \
              and has_table_privilege(c.oid, 'select'))",
         )?;
+        // A damaged catalogue fails here rather than among the questions about the instance.
+        connection.columns("projects")?;
         Ok(match closed.count {
             0 => Ok(connection),
             count => {

@@ -6,7 +6,7 @@ use crate::plan::{Absent, Plan};
 use crate::process::{Output, Patience, Running};
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use store::backup::Backup;
 use store::observe::Progress;
 
@@ -16,8 +16,28 @@ pub struct ConsistencyPoint<'a> {
     source: Option<Source<'a>>,
 }
 
+/// A database that the plan does not require, and that cannot be dumped.
+pub struct Undumped {
+    /// Name of the database.
+    pub name: String,
+    /// Error of the server or of its client.
+    pub reason: Error,
+}
+
+impl Undumped {
+    /// Describes the loss and the next step.
+    pub fn text(&self) -> String {
+        format!(
+            "database {} is not dumped: {}; repair it, or list the databases to dump in \
+             `postgres.databases`",
+            self.name, self.reason
+        )
+    }
+}
+
 /// A server and everything needed to dump it.
 struct Source<'a> {
+    plan: &'a Plan,
     server: &'a Server,
     client: Reach,
     version: String,
@@ -27,6 +47,31 @@ struct Source<'a> {
     notes: Vec<String>,
     /// Names of the exported snapshots, in the order of the connections.
     names: Vec<String>,
+    undumped: Vec<Undumped>,
+}
+
+impl Source<'_> {
+    fn may_pass_over(&self, name: &str, reason: &Error) -> bool {
+        let is_of_database =
+            matches!(reason, Error::Failed { .. } | Error::Service { .. } | Error::TooSlow { .. });
+        is_of_database && !is_required(self.plan, self.server, name)
+    }
+
+    /// Passes over a database that is not required and has a fault. Any other error is returned.
+    fn pass_over(&mut self, name: &str, reason: Error) -> Result<()> {
+        if !self.may_pass_over(name, &reason) {
+            return Err(reason);
+        }
+        self.undumped.push(Undumped { name: name.to_owned(), reason });
+        Ok(())
+    }
+}
+
+/// Returns true if there is no backup without this database: the plan or the settings name it.
+fn is_required(plan: &Plan, server: &Server, name: &str) -> bool {
+    let planned = plan.databases.iter().find(|planned| planned.name == name);
+    let is_listed = || server.databases.as_ref().is_some_and(|all| all.iter().any(|of| of == name));
+    planned.map_or_else(is_listed, |planned| planned.is_required)
 }
 
 impl<'a> ConsistencyPoint<'a> {
@@ -54,35 +99,45 @@ impl<'a> ConsistencyPoint<'a> {
             is_required: wanted.is_required,
         });
         let missing = missing.collect();
-        let mut connections = Vec::new();
-        for name in &there {
-            let is_listed = server.databases.as_ref().is_some_and(|listed| listed.contains(name));
-            if is_listed || named.contains(&name.as_str()) {
-                connections.push(server.connect(name, progress)?);
-                continue;
-            }
-            match server.connect_to_other(name, progress)? {
-                Ok(connection) => connections.push(connection),
-                Err(not_dumped) => notes.push(not_dumped.to_string()),
-            }
-        }
-        let source = Some(Source {
+        let mut source = Source {
+            plan,
             server,
             client,
             version,
             reads_passwords,
-            connections,
-            notes,
+            connections: Vec::new(),
+            notes: Vec::new(),
             names: Vec::new(),
-        });
+            undumped: Vec::new(),
+        };
+        for name in &there {
+            let is_listed = server.databases.as_ref().is_some_and(|listed| listed.contains(name));
+            let connected = match is_listed || named.contains(&name.as_str()) {
+                true => server.connect(name, progress).map(Ok),
+                false => server.connect_to_other(name, progress),
+            };
+            match connected {
+                Ok(Ok(connection)) => source.connections.push(connection),
+                Ok(Err(not_dumped)) => notes.push(not_dumped.to_string()),
+                Err(error) => source.pass_over(name, error)?,
+            }
+        }
+        source.notes = notes;
+        let source = Some(source);
         Ok((ConsistencyPoint { progress, source }, missing))
     }
 
     /// Exports a snapshot of every database, one directly after the other.
     pub fn take(&mut self) -> Result<()> {
-        if let Some(source) = &mut self.source {
-            let names = source.connections.iter_mut().map(Connection::export_snapshot);
-            source.names = names.collect::<Result<_>>()?;
+        let Some(source) = &mut self.source else { return Ok(()) };
+        for mut connection in std::mem::take(&mut source.connections) {
+            match connection.export_snapshot() {
+                Ok(name) => {
+                    source.names.push(name);
+                    source.connections.push(connection);
+                }
+                Err(error) => source.pass_over(&connection.database, error)?,
+            }
         }
         Ok(())
     }
@@ -95,6 +150,11 @@ impl<'a> ConsistencyPoint<'a> {
     /// Reasons why databases of the server are not dumped.
     pub fn notes(&self) -> &[String] {
         self.source.as_ref().map_or(&[], |source| &source.notes)
+    }
+
+    /// Databases that the plan does not require and that cannot be dumped, as far as known.
+    pub fn undumped(&self) -> &[Undumped] {
+        self.source.as_ref().map_or(&[], |source| &source.undumped)
     }
 
     /// Returns true if the dump contains the passwords of roles.
@@ -114,45 +174,97 @@ impl<'a> ConsistencyPoint<'a> {
         let globals = source.server.globals(&source.client, source.reads_passwords, progress)?;
         backup.bytes(&format!("{DIR}/databases/globals.sql"), &globals)?;
         let mut dumped = Vec::new();
-        for (connection, exported) in source.connections.iter_mut().zip(&source.names) {
-            let name = connection.database.clone();
-            // A database name may contain characters that are not valid in a path.
-            let path =
-                format!("{DIR}/databases/{}.dump", name.replace('%', "%25").replace('/', "%2F"));
-            // Every dump opens a connection of its own.
-            let (running, mut output) = source.server.when_free(progress, || {
-                let running = source.server.dump(&source.client, &name, exported)?;
-                begun(running, &name, progress)
-            })?;
-            let stored = backup.stream(path.as_bytes(), &mut output);
-            let bytes = stored.map_err(|error| match error {
-                store::Error::Source { source, .. } => running.unread(source, progress),
-                other => other.into(),
-            })?;
-            // A dump that ends early is useless, and so is its backup.
-            running.end(progress)?;
-            let tables =
-                if source.server.counts_rows { connection.count_rows()? } else { Vec::new() };
-            dumped.push(Dumped { name, path, bytes, tables });
+        let connections = std::mem::take(&mut source.connections);
+        for (mut connection, exported) in connections.into_iter().zip(source.names.clone()) {
+            match source.dump(&mut connection, &exported, backup, progress) {
+                Ok(dump) => dumped.push(dump),
+                Err(error) => source.pass_over(&connection.database, error)?,
+            }
         }
         Ok(dumped)
     }
 }
 
-/// Waits for the first bytes of a dump. Returns its process and its output.
-fn begun<'a>(
-    mut running: Running,
-    database: &str,
+impl Source<'_> {
+    /// Dumps a database and counts its rows.
+    fn dump(
+        &self,
+        connection: &mut Connection<'_>,
+        exported: &str,
+        backup: &mut Backup<'_>,
+        progress: &Progress,
+    ) -> Result<Dumped> {
+        let name = connection.database.clone();
+        // A database name may contain characters that are not valid in a path.
+        let path = format!("{DIR}/databases/{}.dump", name.replace('%', "%25").replace('/', "%2F"));
+        // Every dump opens a connection of its own.
+        let mut dump = self.server.when_free(progress, || {
+            let running = self.server.dump(&self.client, &name, exported)?;
+            Dump::begin(running, &name, progress)
+        })?;
+        let bytes = match backup.stream(path.as_bytes(), &mut dump) {
+            Ok(bytes) => bytes,
+            Err(store::Error::Source { source, .. }) => {
+                return Err(dump.failure.unwrap_or_else(|| failed(&name, source.to_string())));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let tables = match self.server.counts_rows.then(|| connection.count_rows()) {
+            // The dump is there.
+            Some(Err(error)) if self.may_pass_over(&name, &error) => Vec::new(),
+            counted => counted.transpose()?.unwrap_or_default(),
+        };
+        Ok(Dumped { name, path, bytes, tables })
+    }
+}
+
+fn failed(database: &str, reason: String) -> Error {
+    Error::Service { service: format!("database {database}"), reason }
+}
+
+/// Output of `pg_dump`. Reading fails at its end unless the process succeeded: a dump that ends early
+/// must not become a file of the snapshot.
+struct Dump<'a> {
+    /// `None` after its end.
+    running: Option<Running>,
+    output: BufReader<Output<'a>>,
     progress: &'a Progress,
-) -> Result<(Running, BufReader<Output<'a>>)> {
-    let mut output = BufReader::new(running.stdout(progress, Patience::Silence));
-    match output.fill_buf().map(<[u8]>::is_empty) {
-        Ok(false) => Ok((running, output)),
-        Ok(true) => {
-            running.end(progress)?;
-            let (service, reason) = (format!("database {database}"), "its dump is empty".into());
-            Err(Error::Service { service, reason })
+    /// Reason why reading failed.
+    failure: Option<Error>,
+}
+
+impl<'a> Dump<'a> {
+    /// Waits for the first bytes.
+    fn begin(mut running: Running, database: &str, progress: &'a Progress) -> Result<Dump<'a>> {
+        let mut output = BufReader::new(running.stdout(progress, Patience::Silence));
+        match output.fill_buf().map(<[u8]>::is_empty) {
+            Ok(false) => Ok(Dump { running: Some(running), output, progress, failure: None }),
+            Ok(true) => {
+                running.end(progress)?;
+                Err(failed(database, "its dump is empty".into()))
+            }
+            Err(error) => Err(running.unread(error, progress)),
         }
-        Err(error) => Err(running.unread(error, progress)),
+    }
+}
+
+impl Read for Dump<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let failure = match self.output.read(into) {
+            Ok(0) if !into.is_empty() => match self.running.take() {
+                Some(running) => match running.end(self.progress) {
+                    Ok(()) => return Ok(0),
+                    Err(error) => error,
+                },
+                None => return Ok(0),
+            },
+            Ok(len) => return Ok(len),
+            Err(error) => match &self.running {
+                Some(running) => running.unread(error, self.progress),
+                None => return Err(error),
+            },
+        };
+        self.failure = Some(failure);
+        Err(io::Error::other("the dump failed"))
     }
 }

@@ -1,6 +1,6 @@
 //! Inspection of an instance without a copy of it.
 
-use super::dumps::ConsistencyPoint;
+use super::dumps::{ConsistencyPoint, Undumped};
 use super::keys::changed_keys;
 use super::vanished;
 use crate::catalogue::Catalogue;
@@ -73,9 +73,10 @@ pub fn keys(plan: &Plan, kind: &dyn Kind) -> Result<Option<Check>> {
 /// Connects to all databases of the plan and reads some of their encrypted values.
 pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Asked> {
     let (mut point, missing) = ConsistencyPoint::open(plan, progress)?;
-    let notes = point.notes().to_vec();
     // It only reads.
     point.take()?;
+    let undumped = point.undumped().iter().map(Undumped::text);
+    let notes = point.notes().iter().cloned().chain(undumped).collect();
     let copy = View::machine(&plan.mounts);
     let keys = kind.try_keys(plan, point.connections(), &copy)?;
     let dumped = point.connections().iter().map(|connection| connection.database.clone());
@@ -159,8 +160,17 @@ pub fn inspect(
         _ => None,
     };
     let mut checks = kind.check(plan, &mut catalogue, &copy, earlier.as_ref())?;
-    let connections = point.connections().iter();
-    let dumped = connections.map(|connection| connection.database.as_str());
+    let connected: Vec<String> =
+        point.connections().iter().map(|connection| connection.database.clone()).collect();
+    let dumped = connected.iter().map(String::as_str);
+    let undumped = point.undumped().iter();
+    let dumped = dumped.chain(undumped.map(|undumped| undumped.name.as_str()));
+    checks.extend(
+        point
+            .undumped()
+            .iter()
+            .map(|undumped| Check::new("databases", Verdict::Warning, undumped.text())),
+    );
     checks.extend(vanished::parts(plan, earlier.as_ref())?);
     checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
     checks.extend(owners::check(plan, progress)?);
