@@ -88,8 +88,7 @@ fn wrong_owners_and_modes_are_reported_with_a_working_fix() {
         let counted = Run::limited("sh").args(["-c", command]).within(&data).run().ok();
         counted.stdout.trim().parse::<u64>().expect("a number")
     };
-    let owned =
-        count(&format!("find {repositories} gitlab-rails/uploads | grep -v +gitaly | wc -l"));
+    let owned = count(&format!("find {repositories} gitlab-rails/uploads | wc -l"));
     let dirs = count(&format!("find {repositories} -type d | grep -v +gitaly | wc -l"));
     let wrong = owners(3);
     assert_eq!(wrong["verdict"], "warning");
@@ -464,4 +463,100 @@ fn a_link_of_the_service_does_not_lead_a_repair_or_a_backup_elsewhere() {
     machine.sh("test $(stat -c %U mnt/private/key) = root");
     let saved = backup(&machine.sandbox).run().all_output();
     assert!(saved.contains("which is not copied because of its owner"), "{saved}");
+}
+
+#[test]
+fn the_directories_of_gitaly_itself_belong_to_git() {
+    let machine = Machine::new();
+    let storage = format!("{DATA}/git-data/repositories");
+    machine.inspect().ok();
+    machine.sh(&format!("chown -R root:root {storage}"));
+    let repair = || configured(&machine.sandbox, ["repair", "owners", "--instance", "forge"]);
+    repair().run().ok();
+    machine.inspect().ok();
+    machine.sh(&format!(
+        "setpriv --reuid git --regid git --clear-groups mkdir {storage}/+gitaly/tmp/x"
+    ));
+    machine.sh(&format!("chown root:root {storage}/+gitaly/tmp"));
+    let printed = machine.inspect().ends_with(3).all_output();
+    assert!(printed.contains("+gitaly/tmp belongs to root:root instead of git"), "{printed}");
+}
+
+#[test]
+fn storages_and_settings_of_a_copy_are_looked_at() {
+    need_root();
+    let (gitlab, sandbox) = (Builder::new().build(), Sandbox::new());
+    // Without owners.
+    let root = gitlab.root().display().to_string();
+    sandbox.tool("cp").args(["-R", &root, "copy"]).run().ok();
+    let sh = |command: &str| sandbox.tool("sh").args(["-c", command]).run().ok().stdout;
+    sh("chmod 0600 copy/var/opt/gitlab/gitlab-rails/etc/database.yml");
+    let run = |what: &str| {
+        let words: Vec<&str> = what.split(' ').collect();
+        sandbox.forgekeep(words).args(["--as", "gitlab", "copy"]).run()
+    };
+    let printed = run("inspect").ends_with(3).all_output();
+    assert!(printed.contains("chgrp git ") && printed.contains("/etc/database.yml"), "{printed}");
+    run("repair owners").ok();
+    let printed = run("inspect").all_output();
+    assert!(printed.contains("paths are correct"), "{printed}");
+    assert_eq!(sh("stat -c %U:%a copy/mnt/storage2/repositories").trim(), "git:2770");
+    let settings = "copy/var/opt/gitlab/gitlab-rails/etc/database.yml";
+    assert_eq!(sh(&format!("stat -c %U:%G:%a {settings}")).trim(), "root:git:640");
+    assert_eq!(sh("stat -c %U copy/mnt/storage2/repositories/+gitaly/tmp").trim(), "git");
+    // A restore with the same rules leaves nothing to repair.
+    sandbox.run(["init"]).ok();
+    sandbox.tool("chown").args(["-R", "root:root", "copy"]).run().ok();
+    sandbox.backup(["copy"]);
+    let place = sandbox.at("latest", "copy");
+    sandbox.run(["restore", &place, "--target", "restored", "--as", "gitlab"]).ok();
+    let printed = sandbox.run(["inspect", "--as", "gitlab", "restored"]).all_output();
+    assert!(printed.contains("paths are correct"), "{printed}");
+    sh("rm -r copy/mnt/storage2");
+    let printed = run("inspect").ends_with(3).all_output();
+    assert!(printed.contains("repositories-storage2 at /mnt/storage2/repositories"), "{printed}");
+}
+
+#[test]
+fn the_registry_of_the_image_has_its_own_number() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let script = "d=data/gitlab-rails/shared; mkdir -p $d/registry/docker data/git-data/repositories \
+         data/gitlab-rails/uploads data/gitlab-rails/etc && \
+         chown -R 998:998 data/git-data data/gitlab-rails && \
+         chown -R 993:998 $d/registry && chmod 2770 data/git-data/repositories && \
+         chmod 0700 data/gitlab-rails/uploads data/git-data";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let run =
+        |words: &[&str], kind: &str| sandbox.forgekeep(words).args(["--as", kind, "data"]).run();
+    let kind = "gitlab-container";
+    run(&["inspect"], kind).ok();
+    let right = states(&sandbox, "data");
+    sandbox.tool("chown").args(["-R", "0:0", "data"]).run().ok();
+    let printed = run(&["inspect"], kind).ends_with(3).all_output();
+    assert!(printed.contains("git-data belongs to root:root with mode 0700"), "{printed}");
+    run(&["repair", "owners"], kind).ok();
+    run(&["inspect"], kind).ok();
+    for line in right.lines().filter(|line| line.contains("registry")) {
+        assert!(states(&sandbox, "data").contains(line), "{line}");
+    }
+    // Another account of GitLab says nothing about that of the registry.
+    let printed = run(&["inspect"], "gitlab-container=1000:1000").ends_with(3).all_output();
+    assert!(printed.contains("belongs to account registry of the container"), "{printed}");
+}
+
+#[test]
+fn settings_that_mattermost_cannot_read_are_repaired() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let script = "mkdir -p m/data m/plugins m/client/plugins m/config && \
+         echo '{}' >m/config/config.json && chmod 0600 m/config/config.json";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let run = |words: &[&str]| sandbox.forgekeep(words).args(["--as", "mattermost", "m"]).run();
+    let printed = run(&["inspect"]).ends_with(3).all_output();
+    assert!(printed.contains("mattermost cannot read it"), "{printed}");
+    run(&["repair", "owners"]).ok();
+    run(&["inspect"]).ok();
+    let owner = sandbox.tool("stat").args(["-c", "%U:%a", "m/config/config.json"]).run().ok();
+    assert_eq!(owner.stdout.trim(), "mattermost:600");
 }

@@ -5,10 +5,11 @@
 mod bare;
 mod leftovers;
 mod modes;
+mod named_places;
 mod repair;
 mod rules;
 
-pub use bare::OwnersAs;
+pub use bare::{Files, OwnersAs};
 pub use leftovers::leftovers;
 pub use repair::{Repaired, rules as rules_of_file};
 pub use rules::{main_account, rules};
@@ -52,7 +53,10 @@ const READ_BY_GITLAB: [&str; 5] = [".yml", ".toml", ".rb", ".key", "_secret"];
 const WITH_KEYS: [&str; 2] = ["ssh-host-keys", "certs"];
 
 /// Parts whose group is that of another service.
-const OTHER_GROUP: [&str; 3] = ["pages", "registry", "redis"];
+const OTHER_GROUP: [&str; 3] = ["pages", REGISTRY, "redis"];
+
+/// Part with the images. GitLab reaches it by its own group, and the registry's programs have another.
+const REGISTRY: &str = "registry";
 
 /// Parts with uploaded files of Mattermost.
 const UPLOADS: [&str; 2] = ["data", "mattermost-data"];
@@ -77,6 +81,8 @@ struct Expected {
     name: String,
     /// Group of `name`; `None` if a part keeps its group.
     owning_gid: Option<u32>,
+    /// Group in place of that of root, in a part that otherwise keeps its groups.
+    instead_of_root: Option<u32>,
     /// True if directories must pass their group on to new entries.
     is_storage: bool,
     /// True if all paths must belong to the user; false if access is enough.
@@ -154,6 +160,7 @@ fn look<'r, 'm>(
     let mut parts: Vec<&Part> = plan.parts.iter().collect();
     let depth = |part: &&Part| part.paths.iter().map(|path| path.components().count()).max();
     parts.sort_by_key(|part| std::cmp::Reverse(depth(part)));
+    let registry_group = registry_group(&plan.parts);
     for part in parts {
         let Some(owner) = part.owner.as_deref() else {
             if part.name == GENERATED {
@@ -165,7 +172,9 @@ fn look<'r, 'm>(
             }
             continue;
         };
+        let instead_of_root = registry_group.filter(|_| part.name == REGISTRY);
         let expected = Expected::of(part, owner).map(|expected| Expected {
+            instead_of_root,
             // Admins, and the package itself, put files of root beside Mattermost's own.
             is_strict: !is_of_mattermost(plan, part) || UPLOADS.contains(&&*part.name),
             ..expected
@@ -192,6 +201,14 @@ fn look<'r, 'm>(
     Ok(faults)
 }
 
+/// Returns GitLab's group, which the registry's directory has.
+fn registry_group(parts: &[Part]) -> Option<u32> {
+    let owner = main_account(parts)?;
+    let main = parts.iter().find(|part| part.owner.as_ref() == Some(&owner))?;
+    let Expected { owning_gid, .. } = Expected::of(main, &owner)?;
+    owning_gid.filter(|gid| *gid != 0)
+}
+
 fn is_of_mattermost(plan: &Plan, part: &Part) -> bool {
     part.name.starts_with("mattermost") || plan.kind == "mattermost"
 }
@@ -199,7 +216,7 @@ fn is_of_mattermost(plan: &Plan, part: &Part) -> bool {
 /// Returns true unless it is the registry's and empty. The service of an unused registry is off.
 fn is_in_use(part: &Part) -> bool {
     let has_entries = |path: &PathBuf| path.read_dir().is_ok_and(|mut all| all.next().is_some());
-    part.name != "registry" || part.is_required || part.paths.iter().any(has_entries)
+    part.name != REGISTRY || part.is_required || part.paths.iter().any(has_entries)
 }
 
 impl Expected {
@@ -231,6 +248,7 @@ impl Expected {
             groups,
             name,
             owning_gid: (!has_own_group).then_some(gid),
+            instead_of_root: None,
             is_storage,
             is_strict: true,
         })
@@ -254,7 +272,8 @@ impl Expected {
 
     /// Returns an owner and mode with this owner.
     fn owned(&self, is: OwnerAndMode) -> OwnerAndMode {
-        OwnerAndMode { uid: self.uid, gid: self.owning_gid.unwrap_or(is.gid), ..is }
+        let kept = self.instead_of_root.filter(|_| is.gid == 0).unwrap_or(is.gid);
+        OwnerAndMode { uid: self.uid, gid: self.owning_gid.unwrap_or(kept), ..is }
     }
 
     /// Returns true if it may look for paths in a directory.
@@ -273,6 +292,7 @@ impl Expected {
             _ if self.uid == metadata.uid() => bit << 6,
             Some(groups) if groups.contains(&metadata.gid()) => bit << 3,
             Some(_) => bit,
+            None if metadata.gid() == 0 => bit,
             // It may belong to any group of its container.
             None => bit << 3 | bit,
         };
@@ -280,7 +300,14 @@ impl Expected {
     }
 
     fn is_owner(&self, metadata: &Metadata) -> bool {
-        metadata.uid() == self.uid && self.gid.is_none_or(|gid| gid == metadata.gid())
+        metadata.uid() == self.uid
+            && self.gid.is_none_or(|gid| gid == metadata.gid())
+            && !self.has_roots_group(metadata)
+    }
+
+    /// Returns true if the group of root stands for another one, as after a copy by root.
+    fn has_roots_group(&self, metadata: &Metadata) -> bool {
+        self.instead_of_root.is_some() && metadata.gid() == 0
     }
 }
 
@@ -288,11 +315,10 @@ impl Faults<'_, '_> {
     /// Looks at the directories that GitLab passes to read its configuration, and at the files in
     /// them. They belong to several accounts.
     fn generated(&mut self, plan: &Plan, part: &Part) -> Result<()> {
-        let Some(uploads) = plan.parts.iter().find(|part| part.name == "uploads") else {
-            return Ok(());
-        };
-        let Some(owner) = uploads.owner.as_deref() else { return Ok(()) };
-        let Some(expected) = Expected::of(uploads, owner) else { return Ok(()) };
+        let of = |name: &str| plan.parts.iter().find(|part| part.name == name);
+        let Some(main) = of("uploads").or_else(|| of("repositories")) else { return Ok(()) };
+        let Some(owner) = main.owner.as_deref() else { return Ok(()) };
+        let Some(expected) = Expected::of(main, owner) else { return Ok(()) };
         for path in part.paths.iter().chain(&part.links) {
             self.above(plan, &path.join("file"), owner, &expected)?;
         }
@@ -435,7 +461,8 @@ impl Faults<'_, '_> {
     ) -> Result<()> {
         let others = plan.parts.iter().filter(|other| other.name != part.name);
         let others = others.flat_map(|other| other.paths.iter());
-        let left = plan.skipped.iter().map(|left| &left.path);
+        // Gitaly needs its own directories, which are not copied.
+        let left = plan.skipped.iter().map(|left| &left.path).filter(|path| !is_of_gitaly(path));
         let elsewhere: Vec<&PathBuf> = others.chain(left).filter(|path| *path != top).collect();
         let mut paths = vec![top.to_owned()];
         while let Some(path) = paths.pop() {
@@ -498,14 +525,24 @@ impl Faults<'_, '_> {
         }
         // Admins keep files of their own beside the configuration.
         if expected.is_strict && part.name != "config" && !expected.is_owner(metadata) {
-            self.add(Fault::Owner, path, format!("belongs to {is} instead of {}", expected.name));
-            self.fix(format!("chown -Rh {} {place}", expected.name));
+            let group = expected.instead_of_root.filter(|_| expected.has_roots_group(metadata));
+            let group = group.map(self::group);
+            let colon = group.as_ref().map_or_else(String::new, |group| format!(":{group}"));
+            let text = format!("belongs to {is} instead of {}{colon}", expected.name);
+            self.add(Fault::Owner, path, text);
+            if metadata.uid() != expected.uid || group.is_none() {
+                self.fix(format!("chown -Rh {} {place}", expected.name));
+            }
+            if let Some(group) = group {
+                self.fix(format!("find {place} -group root -exec chgrp -h {group} {{}} +"));
+            }
             wanted = expected.owned(wanted);
         }
         // The mode from above has more bits than before.
         let added = wanted.mode & !mode;
         wanted.mode = self.modes(part, path, top, metadata) | added;
-        if expected.is_storage && metadata.is_dir() && mode & SETGID == 0 {
+        let is_storage = expected.is_storage && !is_of_gitaly(path);
+        if is_storage && metadata.is_dir() && mode & SETGID == 0 {
             self.add(Fault::Setgid, path, format!("has mode {mode:04o}, without setgid"));
             self.fix(format!("find {place} -type d -exec chmod g+s {{}} +"));
             wanted.mode |= SETGID;
@@ -598,6 +635,11 @@ impl Faults<'_, '_> {
         let check = Check::new(NAME, Verdict::Warning, text).with_examples(examples);
         Some(check.with_hint(format!("to fix them: {}", self.commands.join("; "))))
     }
+}
+
+/// Returns true for the directory with Gitaly's own files, and for paths in it.
+fn is_of_gitaly(path: &Path) -> bool {
+    path.iter().any(|name| name == "+gitaly")
 }
 
 /// Returns true if an access list, which is not evaluated, may permit more than the mode.

@@ -83,7 +83,8 @@ impl Inspect {
         let (notes, checks) = looked?;
         notes.iter().for_each(|note| ui.warn(note));
         instance::show_findings(ui, &[], &checks)?;
-        if checks.iter().all(|check| check.verdict == Verdict::Ok) {
+        // Notes name data that was not looked at.
+        if notes.is_empty() && checks.iter().all(|check| check.verdict == Verdict::Ok) {
             return ui.remark("no problems found");
         }
         let is_wrong = |check: &Check| check.name == "owners" && check.verdict > Verdict::Unknown;

@@ -141,10 +141,9 @@ impl Owners {
         let repaired = repair();
         watch.end();
         let (notes, (check, repaired)) = repaired?;
-        if self.of.kind_as.is_some() {
-            notes.iter().for_each(|note| ui.warn(note));
-        }
-        let undo = (repaired.changed > 0 && !self.dry_run).then(|| undo.display().to_string());
+        let notes = if self.of.kind_as.is_some() { notes } else { Vec::new() };
+        notes.iter().for_each(|note| ui.warn(note));
+        let undo = (repaired.changed > 0 && !self.dry_run).then(|| path_text(&undo));
         let failed: Vec<String> = repaired
             .failed
             .iter()
@@ -189,7 +188,10 @@ impl Owners {
         if repaired.looked_at == 0 {
             ui.explain("no path has a known owner; `forgekeep inspect` tells why");
         }
-        let is_whole = failed.is_empty() && repaired.unlisted == 0 && repaired.looked_at > 0;
+        let is_whole = failed.is_empty()
+            && repaired.unlisted == 0
+            && repaired.looked_at > 0
+            && notes.is_empty();
         if is_whole { Ok(()) } else { Err(Failure::Partial) }
     }
 }

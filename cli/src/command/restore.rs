@@ -8,7 +8,7 @@ use crate::select::{self, Filter, Found, tree_path};
 use crate::selector::Place;
 use crate::ui::Ui;
 use clap::Args;
-use forge::owners::OwnersAs;
+use forge::owners::{Files, OwnersAs};
 use forge::plan::Part;
 use forge::process::quoted_path;
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,7 @@ use store::restore::{Borrowers, Options, Report};
 use store::skipped::Spared;
 use store::snapshot::Snapshot;
 use store::store::Store;
-use store::tree::TreeReader;
+use store::tree::{Lookup, TreeReader};
 
 /// Restore a snapshot, or a part of it, into a directory
 ///
@@ -67,6 +67,9 @@ pub struct Restore {
 }
 
 const EXAMPLES: &str = "\
+/// Largest configuration of a product that is read, in bytes.
+const SETTINGS_BYTES_MAX: u64 = 4 << 20;
+
 Examples:
   forgekeep restore latest --target /mnt/restored
   forgekeep restore gitlab@latest:/etc/gitlab --target ./etc-gitlab
@@ -324,6 +327,14 @@ fn parts_as(
     };
     let named = [Path::new("/").join(OsStr::from_bytes(from))];
     let sources = snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    let read = |path: &Path| {
+        let path = tree_path(path.as_os_str().as_bytes());
+        let entry = Lookup::new(&root, store).at(&path).ok().flatten();
+        let entry = entry.filter(|entry| entry.size <= SETTINGS_BYTES_MAX)?;
+        let mut content = Vec::new();
+        store::dump::dump(store, &entry, &mut content).ok()?.ok().map(|()| content)
+    };
+    let files = Files { exists: &exists, read: &read };
     let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &exists));
     Ok(found.find(|parts| !parts.is_empty()).unwrap_or_default())
 }

@@ -1,6 +1,9 @@
 //! Parts of a directory without a configured instance, such as a copy or a restored tree.
 
+use super::GENERATED;
+use super::named_places::{NamedPlace, named_places};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::plan::{Part, Phase, Plan};
 use crate::view::shown;
 use std::path::{Path, PathBuf};
@@ -27,6 +30,19 @@ struct Row {
 const fn row(name: &'static str, path: &'static str, user: &'static str) -> Row {
     Row { name, path, user }
 }
+
+/// Accounts of the official image with their numbers, which never change.
+const OF_IMAGE: [(&str, u32); 3] = [("registry", 993), ("mattermost", 994), ("gitlab-redis", 997)];
+
+/// Number of the main account of the official image.
+const MAIN_OF_IMAGE: u32 = 998;
+
+/// Smallest shift of numbers by a user namespace. Other numbers are set in the configuration, and
+/// only for the main account.
+const SHIFT_MIN: u32 = 1000;
+
+/// Directory of all data, as the package sees it.
+const PACKAGE_DATA: &str = "/var/opt/gitlab";
 
 /// Configuration of the package, below the root of a machine.
 const CONFIG: &str = "etc/gitlab";
@@ -64,11 +80,15 @@ const IMAGE: [Row; 7] = [
 ];
 
 /// Data of Mattermost.
-const MATTERMOST: [Row; 3] = [
+const MATTERMOST: [Row; 4] = [
+    row("config", "config", ""),
     row("data", "data", ""),
     row("plugins", "plugins", ""),
     row("client-plugins", "client/plugins", ""),
 ];
+
+/// Generated configuration of the package, which GitLab reads.
+const GENERATED_PATHS: [&str; 2] = ["gitlab-rails/etc", "gitaly/config.toml"];
 
 /// Parts of which each GitLab has one.
 const OF_GITLAB: &[&str] = &["repositories", "uploads"];
@@ -82,6 +102,8 @@ struct Product {
     /// Main account: a name, or numbers.
     account: &'static str,
     rows: &'static [Row],
+    /// True if the data contains the generated configuration of GitLab's package.
+    is_package: bool,
     /// Parts without which a directory is something else.
     evidence: &'static [&'static str],
 }
@@ -92,6 +114,7 @@ static PRODUCTS: [Product; 4] = [
         data: Some("var/opt/gitlab"),
         account: "git",
         rows: &PACKAGE,
+        is_package: true,
         evidence: OF_GITLAB,
     },
     Product {
@@ -99,6 +122,7 @@ static PRODUCTS: [Product; 4] = [
         data: Some("var/opt/gitlab"),
         account: "998:998",
         rows: &PACKAGE,
+        is_package: true,
         evidence: OF_GITLAB,
     },
     Product {
@@ -106,6 +130,7 @@ static PRODUCTS: [Product; 4] = [
         data: None,
         account: "1000:1000",
         rows: &IMAGE,
+        is_package: false,
         evidence: OF_GITLAB,
     },
     Product {
@@ -113,9 +138,26 @@ static PRODUCTS: [Product; 4] = [
         data: Some("opt/mattermost"),
         account: "mattermost",
         rows: &MATTERMOST,
+        is_package: false,
         evidence: &["plugins", "client-plugins"],
     },
 ];
+
+/// Files of a directory of this machine, or of a snapshot.
+pub struct Files<'a> {
+    /// Tells whether a path exists.
+    pub exists: &'a dyn Fn(&Path) -> bool,
+    /// Returns the content of a small file.
+    pub read: &'a dyn Fn(&Path) -> Option<Vec<u8>>,
+}
+
+/// Parts of a directory.
+#[derive(Default)]
+struct Found {
+    parts: Vec<Part>,
+    /// Paths with data of the product that are not in the parts, with the reasons.
+    unknown: Vec<(PathBuf, String)>,
+}
 
 impl FromStr for OwnersAs {
     type Err = Error;
@@ -164,13 +206,22 @@ impl OwnersAs {
             let above = path.ancestors().take_while(|path| **path != *dir);
             above.filter_map(|path| path.symlink_metadata().ok()).all(|found| !found.is_symlink())
         };
-        plan.parts = self.parts(&dir, &|path| path.exists() && has_no_link(path));
-        let linked = self.all_parts(&dir, &|path| path.exists() && !has_no_link(path));
-        plan.notes.extend(
-            linked.iter().flat_map(|part| &part.paths).map(|path| {
-                format!("{} is a link, or behind one, and is not looked at", shown(path))
-            }),
-        );
+        let read = |path: &Path| file::bytes(path).ok().flatten();
+        let exists = |path: &Path| path.exists() && has_no_link(path);
+        let Found { parts, unknown } = self.found(&dir, &Files { exists: &exists, read: &read });
+        let is_product = self.is_product(&parts);
+        let is_linked = |path: &Path| path.exists() && !has_no_link(path);
+        let linked = self.found(&dir, &Files { exists: &is_linked, read: &read }).parts;
+        let linked: Vec<&PathBuf> = linked.iter().flat_map(|part| &part.paths).collect();
+        let note = |path: &&PathBuf| {
+            format!("{} is a link, or behind one, and is not looked at", shown(path))
+        };
+        plan.notes.extend(linked.iter().map(note));
+        let unknown = unknown.into_iter().filter(|(path, _)| !linked.contains(&path));
+        plan.notes.extend(unknown.map(|(_, text)| text));
+        // The account of a container passes the directories above its data.
+        plan.volumes.push(dir.clone());
+        plan.parts = if is_product { parts } else { Vec::new() };
         if plan.parts.is_empty() {
             let reason =
                 format!("it has no data of {}; give its root or data directory", self.kind());
@@ -180,59 +231,149 @@ impl OwnersAs {
     }
 
     /// Returns the parts with known owners below a directory: the root of a machine, or the
-    /// directory of all data. `exists` tells which paths are there. Empty if it is neither.
-    pub fn parts(&self, dir: &Path, exists: &dyn Fn(&Path) -> bool) -> Vec<Part> {
-        let parts = self.all_parts(dir, exists);
-        let is_evidence = |part: &Part| self.product.evidence.contains(&&*part.name);
-        if parts.iter().any(is_evidence) { parts } else { Vec::new() }
+    /// directory of all data. Empty if it is neither.
+    pub fn parts(&self, dir: &Path, files: &Files<'_>) -> Vec<Part> {
+        let parts = self.found(dir, files).parts;
+        if self.is_product(&parts) { parts } else { Vec::new() }
     }
 
-    fn all_parts(&self, dir: &Path, exists: &dyn Fn(&Path) -> bool) -> Vec<Part> {
-        let product = self.product;
-        let below = product.data.map(|data| dir.join(data)).filter(|data| exists(data));
-        let data = below.unwrap_or_else(|| dir.to_owned());
-        let main = match self.numbers {
-            Some((uid, gid)) => format!("{uid}:{gid}"),
-            None => product.account.to_owned(),
-        };
-        let mut parts = Vec::new();
-        let mut add = |name: &str, path: PathBuf, owner: Option<&str>, phase| {
-            if exists(&path) {
-                parts.push(Part {
-                    name: name.into(),
-                    about: String::new(),
-                    paths: vec![path],
-                    links: Vec::new(),
-                    phase,
-                    is_required: false,
-                    needs_all: false,
-                    owner: owner.map(str::to_owned),
-                    exclude: Vec::new(),
-                });
+    fn is_product(&self, parts: &[Part]) -> bool {
+        parts.iter().any(|part| self.product.evidence.contains(&&*part.name))
+    }
+
+    /// Returns the owner of the parts of an account, as a name or numbers; `None` if it is unknown.
+    fn owner(&self, user: &str) -> Option<String> {
+        match (user, self.numbers) {
+            ("", Some((uid, gid))) => Some(format!("{uid}:{gid}")),
+            ("", None) => Some(self.product.account.to_owned()),
+            (ROOT, _) => Some(ROOT.to_owned()),
+            // The machine has the accounts of an installed package.
+            (user, _) if self.product.account == "git" => Some(user.to_owned()),
+            (user, numbers) => {
+                let (_, number) = OF_IMAGE.iter().find(|(name, _)| *name == user)?;
+                let (uid, gid) = numbers.unwrap_or((MAIN_OF_IMAGE, MAIN_OF_IMAGE));
+                let shift = uid.checked_sub(MAIN_OF_IMAGE).filter(|_| uid == gid)?;
+                let is_known = shift == 0 || shift >= SHIFT_MIN;
+                is_known.then(|| format!("{0}:{0}", number + shift))
             }
-        };
+        }
+    }
+
+    fn found(&self, dir: &Path, files: &Files<'_>) -> Found {
+        let product = self.product;
+        let below = product.data.map(|data| dir.join(data)).filter(|data| (files.exists)(data));
+        let is_root = below.is_some();
+        let data = below.unwrap_or_else(|| dir.to_owned());
+        let mut found = Found::default();
+        let (main, root) = (self.owner(""), Some(ROOT.to_owned()));
         if product.kind != MATTERMOST_KIND {
-            add("config", dir.join(CONFIG), Some(ROOT), Phase::Files);
-            add("secrets", dir.join(CONFIG).join("gitlab-secrets.json"), Some(ROOT), Phase::Files);
-            for storage in STORAGES {
-                add("repositories", data.join(storage), Some(&main), Phase::Repositories);
-                add(
-                    "repositories-pools",
-                    data.join(storage).join("@pools"),
-                    Some(&main),
-                    Phase::Pools,
-                );
+            found.add(files, "config", dir.join(CONFIG), root.clone(), Phase::Files);
+            let secrets = dir.join(CONFIG).join("gitlab-secrets.json");
+            found.add(files, "secrets", secrets, root, Phase::Files);
+            for path in STORAGES {
+                found.add_storage(files, "repositories", &data.join(path), main.as_ref());
             }
         }
         for row in product.rows {
-            let owner = match row.user {
-                "" => Some(&*main),
-                // The other accounts of a container are unknown outside.
-                user => (user == ROOT || product.account == "git").then_some(user),
-            };
-            add(row.name, data.join(row.path), owner, Phase::Files);
+            let (path, owner) = (data.join(row.path), self.owner(row.user));
+            if owner.is_none() && (files.exists)(&path) {
+                let text = format!(
+                    "{} belongs to account {} of the container, whose number is unknown, and is \
+                     not looked at",
+                    shown(&path),
+                    row.user
+                );
+                found.unknown.push((path.clone(), text));
+            }
+            found.add(files, row.name, path, owner, Phase::Files);
         }
-        parts
+        if product.is_package {
+            for path in GENERATED_PATHS {
+                found.add(files, GENERATED, data.join(path), None, Phase::Files);
+            }
+            self.add_named(&mut found, dir, &data, is_root, files);
+        }
+        found
+    }
+
+    /// Adds the places that the configuration in the directory names, as the package sees them.
+    fn add_named(
+        &self,
+        found: &mut Found,
+        dir: &Path,
+        data: &Path,
+        is_root: bool,
+        files: &Files<'_>,
+    ) {
+        let read = |path: &str| {
+            let path = data.join(path);
+            if (files.exists)(&path) { (files.read)(&path) } else { None }
+        };
+        for NamedPlace { name, path, is_storage } in named_places(&read) {
+            let place = match path.strip_prefix(PACKAGE_DATA) {
+                Ok(inner) => Some(data.join(inner)),
+                Err(_) if is_root => path.strip_prefix("/").ok().map(|inner| dir.join(inner)),
+                Err(_) => None,
+            };
+            let mut known = found.parts.iter().flat_map(|part| &part.paths);
+            let is_known =
+                |place: &PathBuf| known.any(|known| place.starts_with(known) || **place == *dir);
+            if place.as_ref().is_some_and(is_known) {
+                continue;
+            }
+            match &place {
+                Some(place) if (files.exists)(place) && is_storage => {
+                    let main = self.owner("");
+                    found.add_storage(files, &name, place, main.as_ref());
+                }
+                Some(place) if (files.exists)(place) => {
+                    let user = if name == "registry" { "registry" } else { "" };
+                    found.add(files, &name, place.clone(), self.owner(user), Phase::Files);
+                }
+                // An unused directory is created when it is needed.
+                Some(_) if !is_storage => {}
+                _ => {
+                    let text = format!(
+                        "{name} at {} is not in this directory, and is not looked at",
+                        shown(&path)
+                    );
+                    found.unknown.push((place.unwrap_or(path), text));
+                }
+            }
+        }
+    }
+}
+
+impl Found {
+    fn add(
+        &mut self,
+        files: &Files<'_>,
+        name: &str,
+        path: PathBuf,
+        owner: Option<String>,
+        phase: Phase,
+    ) {
+        if !(files.exists)(&path) {
+            return;
+        }
+        self.parts.push(Part {
+            name: name.into(),
+            about: String::new(),
+            paths: vec![path],
+            links: Vec::new(),
+            phase,
+            is_required: false,
+            needs_all: false,
+            owner,
+            exclude: Vec::new(),
+        });
+    }
+
+    /// Adds a storage and its pools.
+    fn add_storage(&mut self, files: &Files<'_>, name: &str, dir: &Path, owner: Option<&String>) {
+        let pools = format!("{name}-pools");
+        self.add(files, name, dir.to_owned(), owner.cloned(), Phase::Repositories);
+        self.add(files, &pools, dir.join("@pools"), owner.cloned(), Phase::Pools);
     }
 }
 
@@ -253,17 +394,63 @@ mod tests {
     #[test]
     fn parts_are_found_below_a_root_and_in_the_data() {
         let as_gitlab: OwnersAs = "gitlab".parse().expect("a kind");
+        fn files(exists: &dyn Fn(&Path) -> bool) -> Files<'_> {
+            Files { exists, read: &|_| None }
+        }
         let under = |dir: &str| {
-            let all = |_: &Path| true;
-            let parts = as_gitlab.parts(Path::new(dir), &all);
+            let parts = as_gitlab.parts(Path::new(dir), &files(&|_| true));
             parts.iter().find(|part| part.name == "registry").expect("a part").clone()
         };
         let registry = "/mnt/var/opt/gitlab/gitlab-rails/shared/registry";
         assert_eq!(under("/mnt").paths, [PathBuf::from(registry)]);
         assert_eq!(under("/mnt").owner.as_deref(), Some("registry"));
         let data = |path: &Path| !path.ends_with("var/opt/gitlab");
-        let parts = as_gitlab.parts(Path::new("/srv"), &data);
+        let parts = as_gitlab.parts(Path::new("/srv"), &files(&data));
         assert!(parts.iter().any(|part| part.paths == [PathBuf::from("/srv/backups")]));
-        assert!(as_gitlab.parts(Path::new("/"), &|_| false).is_empty());
+        assert!(as_gitlab.parts(Path::new("/"), &files(&|_| false)).is_empty());
+    }
+
+    #[test]
+    fn numbers_of_the_image_are_known_unless_the_configuration_moves_them() {
+        let owner = |text: &str| text.parse::<OwnersAs>().expect("a kind").owner("registry");
+        assert_eq!(owner("gitlab-container").as_deref(), Some("993:993"));
+        assert_eq!(owner("gitlab-container=100998:100998").as_deref(), Some("100993:100993"));
+        for text in ["gitlab-container=1000:1000", "gitlab-container=998:100"] {
+            assert_eq!(owner(text), None, "{text}");
+        }
+        assert_eq!(owner("gitlab=998:998").as_deref(), Some("registry"));
+    }
+
+    #[test]
+    fn storages_of_the_configuration_are_parts_or_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().canonicalize().expect("is there");
+        let data = root.join("var/opt/gitlab");
+        for path in ["gitaly", "gitlab-rails/uploads", "gitlab-rails/etc", "registry"] {
+            std::fs::create_dir_all(data.join(path)).expect("directories");
+        }
+        std::fs::create_dir_all(root.join("mnt/two/@pools")).expect("directories");
+        std::fs::create_dir_all(root.join("mnt/images")).expect("directories");
+        let toml = "[[storage]]\nname = 'two'\npath = '/mnt/two'\n\
+                    [[storage]]\nname = 'three'\npath = '/mnt/three'\n";
+        std::fs::write(data.join("gitaly/config.toml"), toml).expect("writes");
+        let yml = "storage:\n  filesystem:\n    rootdirectory: /mnt/images\n";
+        std::fs::write(data.join("registry/config.yml"), yml).expect("writes");
+        let of = |kind: &str, dir: &Path| {
+            kind.parse::<OwnersAs>().expect("a kind").plan(dir).expect("a plan")
+        };
+        let plan = of("gitlab", &root);
+        let owner = |path: &str| {
+            let mut parts = plan.parts.iter();
+            parts.find(|part| part.paths == [root.join(path)]).and_then(|part| part.owner.clone())
+        };
+        assert_eq!(owner("mnt/two").as_deref(), Some("git"));
+        assert_eq!(owner("mnt/two/@pools").as_deref(), Some("git"));
+        assert_eq!(owner("mnt/images").as_deref(), Some("registry"));
+        assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
+        assert!(plan.notes[0].starts_with("repositories-three at /mnt/three"), "{:?}", plan.notes);
+        // The data of a container does not contain other volumes.
+        let plan = of("gitlab-container", &data);
+        assert_eq!(plan.notes.len(), 3, "{:?}", plan.notes);
     }
 }

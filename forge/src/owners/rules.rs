@@ -1,13 +1,16 @@
 //! Owners and modes of parts, as rules for a restore.
 
-use super::Expected;
 use super::modes::{Paths, ROWS};
+use super::{Expected, GENERATED, REGISTRY, registry_group};
 use crate::plan::Part;
 use std::path::PathBuf;
 use store::glob::escape;
 
 /// Rules that change nothing, for a part within another one.
 const KEPT: &str = "user 0-4294967294 -> +0\ngroup 0-4294967294 -> +0\nmode a+\n";
+
+/// Rules by which GitLab's group can read files of its configuration. The group follows.
+const READABLE: &str = "user 0-4294967294 -> +0\nmode Fu+r,Fg+r\ngroup * -> ";
 
 /// Returns the account that owns the repositories, or else the uploaded files.
 pub fn main_account(parts: &[Part]) -> Option<String> {
@@ -22,6 +25,7 @@ pub fn rules(parts: &[Part]) -> Vec<u8> {
     // The first matching rule counts, so inner parts precede outer ones.
     all.sort_by_key(|(_, path)| std::cmp::Reverse(path.components().count()));
     let mut text = Vec::new();
+    let main_group = registry_group(parts);
     for (part, path) in all {
         let mut section = |form: &str, below: &[u8], lines: &str| {
             text.extend([b"[", form.as_bytes(), b" \"", &escape(path), below, b"\"]\n"].concat());
@@ -40,7 +44,10 @@ pub fn rules(parts: &[Part]) -> Vec<u8> {
             format!("mode {}\n", all.join(","))
         };
         let Some(owner) = part.owner.as_deref() else {
-            section("path", b"", KEPT);
+            match main_group.filter(|_| part.name == GENERATED) {
+                Some(group) => section("path", b"", &format!("{READABLE}{group}\n")),
+                None => section("path", b"", KEPT),
+            }
             continue;
         };
         let common = [Paths::All, Paths::Dirs, Paths::Files];
@@ -60,6 +67,8 @@ pub fn rules(parts: &[Part]) -> Vec<u8> {
         if !Expected::has_own_group(part) {
             let group = if group.is_empty() { Expected::group_of(user) } else { group.to_owned() };
             lines += &format!("group * -> {group}\n");
+        } else if let Some(group) = main_group.filter(|_| part.name == REGISTRY) {
+            lines += &format!("group 0 -> {group}\n");
         }
         section("path", b"", &(lines + &changes(&common)));
     }
