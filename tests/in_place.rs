@@ -43,8 +43,22 @@ fn an_instance_is_restored_in_place_only_with_consent() {
     restore(&[]).fails(1, &["needs --yes"]);
     assert_eq!(read(), ["new"; 4]);
     restore(&["--exclude", &format!("{etc}/gitlab"), "--yes"]).ok();
-    // A user who names the whole directory means it.
-    assert_eq!(read(), ["old"; 4]);
+    // Whoever asks for all of `/etc` does not ask for settings that lock everybody out.
+    assert_eq!(read(), ["old", "old", "new", "new"]);
+    write("new");
+    let only = |include: &str| {
+        let words = ["restore", &place, "--target", &root, "--yes", "--include", include];
+        sandbox.run(words).ok().stderr
+    };
+    for pattern in [format!("{etc}/**"), format!("{etc}/ssh/*")] {
+        let printed = only(&pattern);
+        assert!(printed.contains("sshd_config"), "{pattern}: {printed}");
+        assert_eq!(read()[2..], ["new", "new"], "{pattern}");
+    }
+    write("new");
+    let printed = only(&format!("{etc}/ssh/sshd_config"));
+    assert!(printed.contains("restoring settings of sshd: "), "{printed}");
+    assert_eq!(read(), ["new", "new", "old", "new"]);
     write("new");
     let secrets = format!("{root}/var/opt/gitlab/.ssh");
     sandbox.run(["restore", &place, "--target", &root, "--exclude", &secrets, "--yes"]).ok();

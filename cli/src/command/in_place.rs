@@ -6,7 +6,7 @@ use crate::ui::Ui;
 use forge::manifest::{self, DIR, Manifest};
 use forge::plan::Product;
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
@@ -39,14 +39,16 @@ pub struct InPlace<'a> {
     pub from: &'a [u8],
     pub target: &'a Path,
     pub include: &'a Globs,
+    /// Patterns of `include`, as they were given.
+    pub patterns: &'a [OsString],
     pub exclude: &'a Globs,
     /// True if files that the snapshot lacks are removed.
     pub is_delete: bool,
 }
 
 impl InPlace<'_> {
-    /// Warns of dangers and demands consent. Returns patterns of paths that stay unchanged unless
-    /// `--include` names them; empty without dangers.
+    /// Warns of dangers and demands consent. Returns patterns of paths that stay unchanged; empty
+    /// without dangers.
     pub fn look(&self, is_agreed: bool, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
         let manifest = instance::manifest(self.store, self.id, self.snapshot);
         let name = match (&self.snapshot.instance, &manifest) {
@@ -174,30 +176,41 @@ impl InPlace<'_> {
         dirs.push(SSH_DIR.into());
         dirs.sort();
         dirs.dedup();
-        let mut left = Vec::new();
+        let (mut left, mut named) = (Vec::new(), Vec::new());
         for dir in dirs {
-            let place = dir;
-            let dir = tree_path(&place);
-            let root = self.snapshot.root.chunk();
             let mut known = HashSet::new();
-            for entry in children(&root, &dir, self.store).flatten() {
-                known.insert(entry.path.clone());
-                let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-                let path = Path::new("/").join(OsStr::from_bytes(&entry.path));
-                if !name.starts_with(HOST_KEY) && !self.is_named(&path) && self.selects(&path) {
-                    left.push(path);
+            let mut inner = vec![tree_path(&dir)];
+            while let Some(within) = inner.pop() {
+                for entry in children(&self.snapshot.root.chunk(), &within, self.store).flatten() {
+                    known.insert(entry.path.clone());
+                    let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+                    let path = Path::new("/").join(OsStr::from_bytes(&entry.path));
+                    if name.starts_with(HOST_KEY) || !self.selects(&path) {
+                        continue;
+                    }
+                    if self.is_named(&dir, &path) {
+                        named.push(path);
+                    } else if self.is_above_named(&path) {
+                        inner.push(entry.path);
+                    } else {
+                        left.push(path);
+                    }
                 }
             }
-            left.extend(self.newer(&place, &known));
+            left.extend(self.newer(&dir, &known));
         }
         if !left.is_empty() {
-            let shown: Vec<String> = left.iter().take(NAMED).map(|path| path.displayed()).collect();
-            let more = left.len().saturating_sub(NAMED);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             ui.warn(&format!(
-                "restoring only the host keys of sshd; {}{more} stay unchanged unless --include \
-                 names them",
-                shown.join(", ")
+                "restoring only the host keys of sshd; {} stay unchanged unless --include gives \
+                 their path without wildcards",
+                shown(&left)
+            ));
+        }
+        if !named.is_empty() {
+            ui.warn(&format!(
+                "restoring settings of sshd: {}; compare them with those of this machine, because \
+                 wrong ones lock everybody out",
+                shown(&named)
             ));
         }
         Ok(left.iter().map(|path| escape(path)).collect())
@@ -214,15 +227,33 @@ impl InPlace<'_> {
         let entries = place.and_then(|place| place.read_dir().ok()).into_iter().flatten();
         let paths = entries.flatten().map(|entry| dir.join(entry.file_name()));
         let mut newer: Vec<PathBuf> = paths
-            .filter(|path| !known.contains(&tree_path(path)[..]) && !self.is_named(path))
+            .filter(|path| !known.contains(&tree_path(path)[..]) && !self.is_named(dir, path))
             .collect();
         newer.sort();
         newer
     }
 
-    /// Returns true if `--include` names the path.
-    fn is_named(&self, path: &Path) -> bool {
-        !self.include.is_empty() && self.include.covers(&tree_path(path))
+    /// Returns true if `--include` names a path of sshd's directory, or this directory, without
+    /// wildcards. A pattern for everything in `/etc` does not ask for settings of sshd.
+    fn is_named(&self, ssh_dir: &Path, path: &Path) -> bool {
+        let above = ssh_dir.parent().map(tree_path).unwrap_or_default();
+        self.literals().filter_map(|literal| Globs::new([literal]).ok()).any(|literal| {
+            literal.covers(&tree_path(path)) && (above.is_empty() || !literal.covers(&above))
+        })
+    }
+
+    /// Returns true if `--include` names a path below this one without wildcards.
+    fn is_above_named(&self, path: &Path) -> bool {
+        let path = tree_path(path);
+        let mut below =
+            self.literals().map(|literal| tree_path(Path::new(OsStr::from_bytes(literal))));
+        below.any(|literal| literal != path && store::entry::is_within(&literal, &path))
+    }
+
+    /// Patterns of `--include` without wildcards.
+    fn literals(&self) -> impl Iterator<Item = &[u8]> {
+        let patterns = self.patterns.iter().map(|pattern| pattern.as_bytes());
+        patterns.filter(|pattern| !pattern.iter().any(|byte| b"?*[]{}\\".contains(byte)))
     }
 
     fn warn_of_version(&self, manifest: &Manifest, ui: &Ui) {
@@ -277,4 +308,12 @@ impl InPlace<'_> {
         let root = root.and_then(|place| Some(place.ancestors().nth(2)?.to_owned()));
         root.unwrap_or_else(|| "/".into())
     }
+}
+
+/// Lists some paths for people.
+fn shown(paths: &[PathBuf]) -> String {
+    let first: Vec<String> = paths.iter().take(NAMED).map(|path| path.displayed()).collect();
+    let more = paths.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", first.join(", "))
 }

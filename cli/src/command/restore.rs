@@ -34,7 +34,7 @@ use store::tree::{Lookup, TreeReader};
 ///
 /// A snapshot of an instance is restored over the files of this machine only with --yes. Below the
 /// directory of sshd such a restore writes only host keys, and writes or removes settings only where
-/// --include names them.
+/// --include gives their path without wildcards.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("{}\n\n{EXAMPLES}", owner_options::HELP))]
 pub struct Restore {
@@ -119,6 +119,7 @@ impl Restore {
             target: &self.target,
             include: &include,
             exclude: &exclude,
+            patterns: &self.include,
             is_delete: self.delete,
         };
         let left = in_place.look(self.yes || self.dry_run, ui).inspect_err(|_| watch.end())?;
