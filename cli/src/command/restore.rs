@@ -18,6 +18,7 @@ use std::sync::Arc;
 use store::entry::{Displayed, EntryKind, display_path};
 use store::glob::Globs;
 use store::id::SnapshotId;
+use store::index::Header;
 use store::observe::Event;
 use store::owner_map::Usage;
 use store::restore::{Borrowers, Options, Report};
@@ -66,10 +67,10 @@ pub struct Restore {
     owners: OwnerOptions,
 }
 
-const EXAMPLES: &str = "\
 /// Largest configuration of a product that is read, in bytes.
 const SETTINGS_BYTES_MAX: u64 = 4 << 20;
 
+const EXAMPLES: &str = "\
 Examples:
   forgekeep restore latest --target /mnt/restored
   forgekeep restore gitlab@latest:/etc/gitlab --target ./etc-gitlab
@@ -118,8 +119,8 @@ impl Restore {
             from: &place.path,
             target: &self.target,
             include: &include,
-            exclude: &exclude,
             patterns: &self.include,
+            exclude: &exclude,
             is_delete: self.delete,
         };
         let left = in_place.look(self.yes || self.dry_run, ui).inspect_err(|_| watch.end())?;
@@ -326,8 +327,6 @@ fn parts_as(
     let exists = |path: &Path| {
         TreeReader::within(&root, &tree_path(path.as_os_str().as_bytes()), store).next().is_some()
     };
-    let named = [Path::new("/").join(OsStr::from_bytes(from))];
-    let sources = snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
     let read = |path: &Path| {
         let path = tree_path(path.as_os_str().as_bytes());
         let entry = Lookup::new(&root, store).at(&path).ok().flatten();
@@ -336,7 +335,9 @@ fn parts_as(
         store::dump::dump(store, &entry, &mut content).ok()?.ok().map(|()| content)
     };
     let files = Files { exists: &exists, read: &read };
-    let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &exists));
+    let named = [Path::new("/").join(OsStr::from_bytes(from))];
+    let sources = snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &files));
     Ok(found.find(|parts| !parts.is_empty()).unwrap_or_default())
 }
 
@@ -404,14 +405,15 @@ fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
 
 /// Returns the newest complete snapshot of the same machine with the same instance or paths.
 fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, Failure> {
-    let name = |snapshot: &Snapshot| snapshot.instance.as_ref().map(|of| of.name.clone());
-    let is_alike = |other: &Snapshot| {
-        other.host == like.host
-            && name(other) == name(like)
-            && (like.instance.is_some() || other.paths == like.paths)
-    };
-    let mut readable = store.records()?.filter_map(Result::ok);
-    let found = readable.find(|(_, other)| other.is_complete() && is_alike(other));
+    let source = like.source();
+    let mut records = store.records()?;
+    // Records of other sources are not read. The paths of an instance may change.
+    records.retain(|Header { source: other, .. }| {
+        let is_same = other.instance.is_some() || other.paths == source.paths;
+        (&other.host, &other.instance) == (&source.host, &source.instance) && is_same
+    });
+    let mut readable = records.filter_map(Result::ok);
+    let found = readable.find(|(_, other)| other.is_complete());
     Ok(found.map(|(id, _)| id))
 }
 
