@@ -457,3 +457,24 @@ fn a_choice_among_thousands_reads_few_records() {
         assert_eq!(opened.len(), most, "{arguments:?}: {opened:?}");
     }
 }
+
+#[test]
+fn an_old_snapshot_of_exactly_the_path_is_not_taken_for_the_latest() {
+    let sandbox = Sandbox::with_store();
+    let template = template(&sandbox);
+    let both = &["/srv/git", "/etc/cgit"];
+    let write = |wanted: Wanted| write(&sandbox, &template, &wanted);
+    let old = write(Wanted { at: "2024-01-01T02:00:00Z", ..PLAIN });
+    let new = write(Wanted { at: "2025-11-20T02:00:00Z", paths: both, ..PLAIN });
+    let path = ["--path", "/srv/git"];
+    let refused = sandbox.run(["ls", "latest"].iter().chain(&path)).ends_with(2).stderr;
+    for words in [&old[..8], "the newest of 2024-01-01", "latest --path /etc/cgit --path /srv/git"]
+    {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+    assert_eq!(chosen(&sandbox, &["latest", path[0], path[1], "--path", "/etc/cgit"]), new);
+    assert_eq!(chosen(&sandbox, &["2024-01-01", path[0], path[1]]), old);
+    // Several backups of a night are no reason to ask.
+    let recent = write(Wanted { at: "2025-11-20T01:00:00Z", ..PLAIN });
+    assert_eq!(chosen(&sandbox, &["latest", path[0], path[1]]), recent);
+}

@@ -28,7 +28,8 @@ pub struct Filter {
     #[arg(long, value_name = "TAG", help_heading = HEADING)]
     tag: Vec<String>,
     /// Only snapshots with this source path or one below or above it (can be repeated: any of
-    /// them). Where one snapshot is chosen, those of exactly these paths come first
+    /// them). Where one snapshot is chosen, those of exactly these paths come first; if others are
+    /// more than a day newer, `latest` is ambiguous
     #[arg(
         long,
         value_name = "PATH",
@@ -347,6 +348,8 @@ struct Members {
     newest: Position,
 }
 
+/// Seconds of a day. Several backups of a path may run each night.
+const DAY: i64 = 24 * 3600;
 /// Maximum number of ids listed for an ambiguous prefix.
 const SHOWN_IDS: usize = 4;
 /// Maximum number of groups or instances listed.
@@ -507,8 +510,14 @@ impl<'a> Finder<'a> {
             let group = group.or_insert(Members { count: 0, newest });
             *group = Members { count: group.count + 1, newest };
         }
-        if groups.keys().any(|group| self.filter.names_exactly(group)) {
-            groups.retain(|group, _| self.filter.names_exactly(group));
+        let is_exact = |group: &Group| self.filter.names_exactly(group);
+        let exact = groups.iter().filter(|(group, _)| is_exact(group));
+        if let Some(newest) = exact.map(|(_, members)| members.newest.seconds).max() {
+            let is_latest = matches!(selector.which, Which::Latest(_));
+            groups.retain(|group, members| {
+                let is_newer = members.newest.seconds.saturating_sub(newest) > DAY;
+                is_exact(group) || is_latest && is_newer
+            });
         }
         match groups.pop_first() {
             Some((only, _)) if groups.is_empty() => Ok(only),
@@ -682,7 +691,14 @@ fn ambiguous(selector: &Selector, filter: &Filter, groups: &BTreeMap<Group, Memb
     let choices: Vec<(String, &Members)> = sorted
         .iter()
         .take(SHOWN_CHOICES)
-        .map(|(group, members)| (group.spelled(&selector.which, filter, groups), *members))
+        .map(|(group, members)| {
+            // The same options would be ambiguous again.
+            let choice = match filter.names_exactly(group) {
+                true => members.newest.id.short(),
+                false => group.spelled(&selector.which, filter, groups),
+            };
+            (choice, *members)
+        })
         .collect();
     let width = choices.iter().map(|(choice, _)| choice.chars().count()).max().unwrap_or_default();
     let mut lines = vec!["write one of these:".to_owned()];
