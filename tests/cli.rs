@@ -1032,12 +1032,40 @@ fn content_that_is_only_stored_differently_is_one_version() {
 
 #[test]
 fn output_that_cannot_be_written_is_an_error() {
-    let sandbox = Sandbox::new();
-    for option in ["--help", "--version", "backup --help"] {
-        let line = format!("{FORGEKEEP} {option} >/dev/full");
-        let outcome = sandbox.tool("sh").args(["-c", &line]).run();
-        let outcome = outcome.ends_with(1);
-        assert!(outcome.stderr.contains("cannot write to standard output"), "{}", outcome.stderr);
+    let sandbox = small();
+    let commands = [
+        "--help",
+        "--version",
+        "backup --help",
+        "snapshots",
+        "ls latest",
+        "find readme",
+        "diff latest latest~0",
+        "stats",
+        "check",
+        "index rebuild",
+        "restore latest --target out",
+        "backup source",
+        "init --store other",
+        "completions bash",
+        "reference",
+        "reference json",
+        "dump latest:$PWD/source/readme",
+    ];
+    for command in commands {
+        for output in [">/dev/full", ">&-"] {
+            // A reference has no lines for programs.
+            let forms = if command.starts_with("reference") { &[""][..] } else { &["", " --json"] };
+            for json in forms {
+                let line = format!("{FORGEKEEP} {command}{json} {output}");
+                let run = sandbox.tool("sh").args(["-c", &line]);
+                let outcome = run.env("FORGEKEEP_STORE", sandbox.text("store")).run();
+                let words = format!("{line}: {}", outcome.all_output());
+                assert!(![Some(0), None].contains(&outcome.code()), "{words}");
+                assert!(outcome.stderr.contains("cannot write to standard output"), "{words}");
+                let _ = std::fs::remove_dir_all(sandbox.path("other"));
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod place;
 mod report;
+mod startup;
 
 mod exit;
 

@@ -1,6 +1,7 @@
 //! Backs up standard input, or the output of a command.
 
 use crate::exit::{Failure, other, with_hint};
+use crate::startup::stdout_is_open;
 use crate::ui::Ui;
 use forge::process::{Patience, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -154,6 +155,7 @@ const PIPE_BYTES: usize = 4096;
 
 impl Write for StandardOutput<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        stdout_is_open()?;
         let stdout = rustix::stdio::stdout();
         let piece = &bytes[..bytes.len().min(PIPE_BYTES)];
         loop {

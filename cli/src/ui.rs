@@ -3,6 +3,7 @@
 use crate::exit::Failure;
 use crate::json::{self, ExitError, Line, PathError, Status, Warning};
 use crate::report::shown;
+use crate::startup::stdout_is_open;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use signal_hook::SigId;
@@ -146,7 +147,8 @@ impl Ui {
 
     fn write(&self, line: &[u8]) -> Result<(), Failure> {
         let mut stdout = self.stdout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        written(stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")))
+        let open = stdout_is_open();
+        written(open.and_then(|()| stdout.write_all(line)).and_then(|()| stdout.write_all(b"\n")))
     }
 
     /// Prints the error of a failed run.
@@ -212,7 +214,8 @@ fn wants_json(arguments: impl Iterator<Item = OsString>) -> bool {
 /// Prints help or an error in the arguments, and ends the program.
 pub fn refuse(error: &clap::Error) -> ! {
     if !error.use_stderr() {
-        let printed = error.print().and_then(|()| io::stdout().flush());
+        let printed = stdout_is_open().and_then(|()| error.print());
+        let printed = printed.and_then(|()| io::stdout().flush());
         let Err(failure) = written(printed) else { std::process::exit(error.exit_code()) };
         if let Some((message, _)) = failure.words() {
             let _ = writeln!(io::stderr(), "forgekeep: {message}");

@@ -1,5 +1,6 @@
 use super::Arguments;
 use crate::exit::Failure;
+use crate::startup::stdout_is_open;
 use crate::ui::written;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -20,6 +21,8 @@ impl Completions {
     pub fn run(&self) -> Result<(), Failure> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Arguments::command(), "forgekeep", &mut script);
-        written(std::io::stdout().write_all(&script))
+        let mut stdout = std::io::stdout();
+        let open = stdout_is_open();
+        written(open.and_then(|()| stdout.write_all(&script)).and_then(|()| stdout.flush()))
     }
 }
