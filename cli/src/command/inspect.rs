@@ -1,7 +1,7 @@
 use super::Global;
 use super::instance::{self, InstanceOrKind};
 use crate::config::Config;
-use crate::exit::{Failure, with_hint};
+use crate::exit::{Failure, usage, with_hint};
 use crate::json::{InspectSummary, InspectedSnapshot};
 use crate::report::shown;
 use crate::report::{local_time, size, utc_time};
@@ -40,13 +40,13 @@ use store::tree::TreeReader;
 #[command(after_long_help = "\
 Examples:
   forgekeep inspect --instance gitlab
-  forgekeep inspect --instance gitlab latest
+  forgekeep inspect gitlab@latest
   forgekeep inspect --as docker-gitlab /srv/docker/gitlab/gitlab
   forgekeep inspect --as gitlab=998:998 /mnt/restored")]
 pub struct Inspect {
     #[command(flatten)]
     of: InstanceOrKind,
-    /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms); with --as,
+    /// Snapshot, such as `gitlab@latest`, or `latest` with --instance (`forgekeep --help` lists all forms); with --as,
     /// a directory
     #[arg(id = "dir", value_name = "SNAPSHOT|DIR")]
     snapshot: Option<String>,
@@ -140,12 +140,16 @@ impl Inspect {
     fn snapshot(&self, wanted: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let wanted = Selector::read(wanted)?;
         // A machine that is being rebuilt may have no configuration yet.
+        let of = self.of.instance.as_ref().or(wanted.instance.as_ref());
+        let Some(name) = of.map(String::as_str) else {
+            let next = format!("give --instance NAME, or write NAME@{wanted}");
+            return Err(usage(format!("the instance of {wanted} is unknown"), next));
+        };
         let place = match &global.store {
             Some(place) => place.clone(),
-            None => instance::place_of(&global.config.read()?, self.of.name(), global)?,
+            None => instance::place_of(&global.config.read()?, name, global)?,
         };
         let (store, watch) = super::open(&place, ui, Purpose::Read, "inspect")?;
-        let name = self.of.name();
         let read = || {
             let found = select::find_of_instance(&store, &wanted, name, &self.filter)?;
             let (id, snapshot) = (&found.id, &found.snapshot);

@@ -28,7 +28,7 @@ use store::tree::Lookup;
 #[derive(Debug, Args)]
 pub struct InstanceOrKind {
     /// Name of the instance
-    #[arg(long, value_name = "NAME", required_unless_present = "kind_as")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["kind_as", "dir"])]
     pub instance: Option<String>,
     /// Kind of DIR, which needs no configuration
     #[arg(
