@@ -36,6 +36,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use store::entry::Displayed;
 use store::store::{Purpose, Store};
 
 /// Deduplicating backups of self-hosted git forges, and of any directory.
@@ -113,7 +114,7 @@ impl Global {
         let Some(config) = self.config.read_if_any()? else {
             let hint = format!(
                 "give --store DIR, set FORGEKEEP_STORE, or add [stores.main] with its path to {}",
-                self.config.path().display()
+                self.config.path().displayed()
             );
             return Err(with_hint("no store given", hint));
         };
@@ -123,7 +124,8 @@ impl Global {
             None => config.only_store(self.config.path())?,
         };
         place.map(Path::to_owned).ok_or_else(|| {
-            let message = format!("no store given, and {} has none", self.config.path().display());
+            let message =
+                format!("no store given, and {} has none", self.config.path().displayed());
             with_hint(message, "give --store DIR, or add [stores.main] with its path")
         })
     }

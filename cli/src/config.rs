@@ -223,7 +223,7 @@ impl Config {
     pub fn only_store(&self, file: &Path) -> Result<Option<&Path>, Failure> {
         if self.stores.len() > 1 {
             let message =
-                format!("no store given, and {} has {}", file.display(), self.stores.len());
+                format!("no store given, and {} has {}", file.displayed(), self.stores.len());
             let mut lines = vec!["give one of these, or name an instance:".to_owned()];
             let width = self.stores.keys().map(|name| name.len()).max().unwrap_or_default();
             lines.extend(self.stores.iter().map(|(name, StoreSettings { path })| {

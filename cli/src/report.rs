@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-use store::entry::{Entry, Time, is_deceptive};
+use store::entry::{Displayed, Entry, Time, is_deceptive};
 use store::snapshot::Statistics;
 
 /// Formats a number of bytes in binary units.
@@ -74,6 +75,11 @@ pub fn zone() -> String {
 /// Formats a time for programs: RFC 3339, UTC, to the nanosecond.
 pub fn utc_time(time: Time) -> String {
     timestamp(time).to_string()
+}
+
+/// Returns a path for programs: as it is, or escaped as in messages if it is not UTF-8.
+pub fn path_text(path: &Path) -> String {
+    path.to_str().map_or_else(|| path.displayed(), str::to_owned)
 }
 
 /// Makes a text safe to print on one line. Escapes characters that control a terminal, end a line

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use store::backup::Report;
-use store::entry::Time;
+use store::entry::{Displayed, Time};
 use store::snapshot::Statistics;
 
 /// Version of the record. It grows when a field changes its meaning or goes, not when one is added.
@@ -290,7 +290,7 @@ fn lack(manifest: &Manifest, unreadable: u64) -> String {
 
 /// Names the directories that have no files any more.
 fn emptied(report: &Report) -> Option<String> {
-    let paths: Vec<String> = report.emptied.iter().map(|path| path.display().to_string()).collect();
+    let paths: Vec<String> = report.emptied.iter().map(|path| path.displayed()).collect();
     (!paths.is_empty()).then(|| format!("no files any more in {}", paths.join(", ")))
 }
 

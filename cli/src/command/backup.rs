@@ -137,7 +137,7 @@ impl Backup {
             );
         }
         let (elapsed, warnings) = (watch.elapsed(), ui.warnings());
-        let store = Some(place.display().to_string());
+        let store = Some(report::path_text(place));
         let frame = Frame { run, store, started, ended: now(), elapsed, warnings };
         let record = RunRecord::of_paths(frame, &report);
         let shown = saved_all_the_same(show(ui, &record, &report), &report);
@@ -256,7 +256,7 @@ impl Backup {
         }
         let (started, clock) = (now(), Instant::now());
         let place = instance::place_of(&config, name, global);
-        let store = place.as_ref().ok().map(|place| place.display().to_string());
+        let store = place.as_ref().ok().map(|place| report::path_text(place));
         let work = |record: &mut Record| {
             if !self.dry_run {
                 instance::expect_no_rebuild(&config.state, name)?;

@@ -6,7 +6,7 @@ use crate::json::{
     PlannedStep, PlannedSteps,
 };
 use crate::preflight;
-use crate::report::count;
+use crate::report::{count, path_text};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use forge::check::Verdict;
@@ -19,6 +19,7 @@ use forge::service::step::Step;
 use forge::settings::{Mode, Sample, Settings};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::entry::Displayed;
 use store::observe::Progress;
 
 /// Check the configuration
@@ -223,9 +224,9 @@ impl<'a> View<'a> {
     fn path(&self, path: &Path) -> String {
         match path.strip_prefix(self.root) {
             Ok(inner) if self.root != Path::new("/") && !inner.as_os_str().is_empty() => {
-                inner.display().to_string()
+                inner.displayed()
             }
-            _ => path.display().to_string(),
+            _ => path.displayed(),
         }
     }
 
@@ -303,13 +304,18 @@ impl<'a> View<'a> {
     fn head(&self) -> Vec<Row> {
         let plan = self.plan;
         let store = match &self.store {
-            Ok(place) if place.join("store.json").exists() => place.display().to_string(),
-            Ok(place) => format!("{} (does not exist yet; run `forgekeep init`)", place.display()),
+            Ok(place) if place.join("store.json").exists() => place.displayed(),
+            Ok(place) => {
+                format!("{} (does not exist yet; run `forgekeep init`)", place.displayed())
+            }
             Err(_) => "NONE".into(),
         };
         let mut rows = vec![row("store", store), row("mode", plan.mode.name())];
         if self.root != Path::new("/") {
-            rows.push(row("root", format!("{}, the start of relative paths", self.root.display())));
+            rows.push(row(
+                "root",
+                format!("{}, the start of relative paths", self.root.displayed()),
+            ));
         }
         if !plan.tags.is_empty() {
             rows.push(row("tags", plan.tags.join(", ")));
@@ -365,10 +371,10 @@ impl<'a> View<'a> {
             text += &format!(", role {role}");
         }
         if let Some(passfile) = &server.passfile {
-            text += &format!(", passwords in {}", passfile.display());
+            text += &format!(", passwords in {}", passfile.displayed());
         }
         if let Some(bin) = server.reach.bin.first() {
-            text += &format!(", programs in {}", bin.display());
+            text += &format!(", programs in {}", bin.displayed());
         }
         let mut rows = vec![row("server", text)];
         for database in &self.plan.databases {
@@ -396,7 +402,7 @@ impl<'a> View<'a> {
     fn redis(&self) -> Vec<Row> {
         let Some(redis) = &self.plan.redis else { return Vec::new() };
         let place = match (&redis.socket, &redis.host) {
-            (Some(socket), _) => socket.display().to_string(),
+            (Some(socket), _) => socket.displayed(),
             (None, Some(host)) => {
                 let host = masked(host);
                 redis.port.map_or_else(|| host.clone(), |port| format!("{host} port {port}"))
@@ -447,7 +453,7 @@ impl<'a> View<'a> {
     /// Returns the report as a line of `--json`.
     fn line(&self) -> ConfigReport<'_> {
         let plan = self.plan;
-        let text = |path: &Path| path.display().to_string();
+        let text = path_text;
         let steps = |steps: &'a [Step]| steps.iter().map(PlannedStep::from).collect();
         let part = |part| PlannedPart { part, is_there: is_there(plan, part) };
         ConfigReport {

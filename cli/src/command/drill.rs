@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::backup::tree_path;
-use store::entry::{Entry, EntryKind, display_path, is_within};
+use store::entry::{Displayed, Entry, EntryKind, display_path, is_within};
 use store::glob::Globs;
 use store::id::ChunkId;
 use store::observe::Event;
@@ -196,7 +196,7 @@ impl Drill {
         let message = format!(
             "the sample needs {} of scratch space, and {} has {}",
             size(needed),
-            self.scratch.display(),
+            self.scratch.displayed(),
             size(free)
         );
         Err(with_hint(message, "give a directory with more space (--scratch), or a lower --sample"))

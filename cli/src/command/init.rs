@@ -1,6 +1,7 @@
 use super::Global;
 use crate::exit::{Failure, other, with_hint};
 use crate::json::Initialized;
+use crate::report::path_text;
 use crate::ui::{Ui, Watch};
 use clap::Args;
 use std::io::{self, ErrorKind};
@@ -76,7 +77,7 @@ fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
         let place = place.displayed();
         ui.warn(&format!("the group cannot enter {place}; run `chmod g+rx {place}`"));
     }
-    ui.json(&Initialized { id: &config.store_id, store: place.display().to_string() })?;
+    ui.json(&Initialized { id: &config.store_id, store: path_text(place) })?;
     ui.remark(format!("created store {} at {}", &config.store_id[..8], place.displayed()))
 }
 

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use store::backup::tree_path;
+use store::entry::Displayed;
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
@@ -139,12 +140,12 @@ impl Inspect {
 
     fn snapshot(&self, wanted: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let wanted = Selector::read(wanted)?;
-        // A machine that is being rebuilt may have no configuration yet.
         let of = self.of.instance.as_ref().or(wanted.instance.as_ref());
         let Some(name) = of.map(String::as_str) else {
             let next = format!("give --instance NAME, or write NAME@{wanted}");
             return Err(usage(format!("the instance of {wanted} is unknown"), next));
         };
+        // A machine that is being rebuilt may have no configuration yet.
         let place = match &global.store {
             Some(place) => place.clone(),
             None => instance::place_of(&global.config.read()?, name, global)?,
@@ -197,7 +198,7 @@ fn open_store(
         ui.warn(&format!(
             "store {} is missing or not mounted, so keys and repositories are not compared with a \
              snapshot",
-            place.display()
+            place.displayed()
         ));
         return None;
     }
@@ -258,7 +259,7 @@ fn show(ui: &Ui, manifest: &Manifest, is_stored: &dyn Fn(&Path) -> bool) -> Resu
     for part in &manifest.parts {
         for path in part.paths.iter().chain(&part.links).filter(|path| is_stored(path)) {
             let name = format!("{:width$}", part.name);
-            line("part", &format!("{name}  {}", path.display()))?;
+            line("part", &format!("{name}  {}", path.displayed()))?;
         }
     }
     for absent in &manifest.missing {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use store::entry::Displayed;
 
 /// Date of the pages: the day of the last change to a help text.
-const DATE: &str = "2026-11-29";
+const DATE: &str = "2026-11-30";
 /// Part of each page's header, in the middle.
 const MANUAL: &str = "Forgekeep";
 

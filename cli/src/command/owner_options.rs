@@ -11,6 +11,7 @@ use forge::process::quoted_path;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 use store::owner_map::{Class, Disagreement, OwnerMap, RuleUse, SystemAccounts, Unmatched, Usage};
 use store::snapshot::Snapshot;
 
@@ -101,7 +102,7 @@ impl OwnerOptions {
         };
         let mut map = OwnerMap::new(unmatched, Box::new(SystemAccounts));
         if let Some(file) = &self.owner_map {
-            map.add_file(&file.display().to_string(), &read(file)?)?;
+            map.add_file(&file.displayed(), &read(file)?)?;
         }
         for (option, class, lists) in [
             ("--usermap", Class::User, &self.usermap),
@@ -145,7 +146,7 @@ pub fn check_new(file: &Path) -> Result<(), Failure> {
         (_, false) => "its directory does not exist",
         _ => return Ok(()),
     };
-    let text = format!("cannot write {}: {reason}", file.display());
+    let text = format!("cannot write {}: {reason}", file.displayed());
     Err(with_hint(text, "give the path of a new file"))
 }
 
@@ -155,7 +156,7 @@ pub fn read(file: &Path) -> Result<Vec<u8>, Failure> {
         true => Err(std::io::ErrorKind::FileTooLarge.into()),
         false => std::fs::read(file),
     });
-    read.map_err(|error| other(format!("cannot read {}: {error}", file.display())))
+    read.map_err(|error| other(format!("cannot read {}: {error}", file.displayed())))
 }
 
 /// Prints the effects of the rules. Warns of rules that matched no entry.

@@ -3,7 +3,7 @@ use super::instance::{self, InstanceOrKind};
 use super::owner_options;
 use crate::exit::{Failure, with_hint};
 use crate::json::{Repaired, RepairedOwners};
-use crate::report::count;
+use crate::report::{count, path_text};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use forge::check::Verdict;
@@ -11,7 +11,7 @@ use forge::kind::Site;
 use forge::kind::mattermost::single_sign_on;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use store::entry::display_path;
+use store::entry::{Displayed, display_path};
 use store::observe::Observer;
 use store::owner_map::OwnerMap;
 
@@ -67,7 +67,7 @@ impl SingleSignOn {
         let repaired = repair();
         watch.end();
         let single_sign_on::Repair { written, next } = repaired?;
-        let written: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+        let written: Vec<String> = written.iter().map(|path| path_text(path)).collect();
         ui.json(&Repaired { written: &written, next: &next, dry_run: self.dry_run })?;
         let would = if self.dry_run { "would write" } else { "wrote" };
         for path in &written {
@@ -113,7 +113,7 @@ impl Owners {
         let rules = match &self.owner_map {
             Some(file) => {
                 let text = owner_options::read(file)?;
-                Some(forge::owners::rules_of_file(&file.display().to_string(), &text)?)
+                Some(forge::owners::rules_of_file(&file.displayed(), &text)?)
             }
             None => None,
         };
@@ -177,7 +177,7 @@ impl Owners {
         if let Some(file) =
             self.owner_map.as_ref().filter(|_| !rules.as_ref().is_some_and(has_match))
         {
-            ui.warn(&format!("the rules of {} matched nothing here", file.display()));
+            ui.warn(&format!("the rules of {} matched nothing here", file.displayed()));
         }
         let would = if self.dry_run { "would change" } else { "changed" };
         let (changed, looked_at) = (repaired.changed, count(repaired.looked_at, "path"));

@@ -4,14 +4,17 @@ use crate::config::Config;
 use crate::exit::{Failure, other, with_hint};
 use crate::json::{GeneratedFile, WrittenFile};
 use crate::preflight;
+use crate::report::path_text;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::links::real;
+use forge::process::quoted_path;
 use forge::secret::Secret;
 use forge::settings::Settings;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Generate a systemd timer or a cron line
 ///
@@ -74,7 +77,7 @@ impl Schedule {
             Runner::Systemd => {
                 let needs = Needs::of(&config, settings, &store)?;
                 if needs.anything && is_open(&store) {
-                    let store = store.display();
+                    let store = quoted_path(&store);
                     ui.warn(&format!(
                         "other users of this machine may read the store; to prevent that, run: chmod 700 {store}"
                     ));
@@ -94,7 +97,7 @@ impl Schedule {
             Runner::Cron => vec![(cron_name(&self.instance), cron(&command, self.at)?)],
         };
         if let Some(dir) = self.write.as_deref().filter(|dir| !dir.is_dir()) {
-            let message = format!("cannot write into {}: it is not a directory", dir.display());
+            let message = format!("cannot write into {}: it is not a directory", dir.displayed());
             return Err(with_hint(message, "create it first, or check --write"));
         }
         for (name, text) in &files {
@@ -102,8 +105,8 @@ impl Schedule {
                 Some(dir) => {
                     let path = dir.join(name);
                     forge::file::replace(&path, 0o644, text.as_bytes())?;
-                    ui.json(&WrittenFile { path: path.display().to_string() })?;
-                    ui.line(format!("wrote {}", path.display()))?;
+                    ui.json(&WrittenFile { path: path_text(&path) })?;
+                    ui.line(format!("wrote {}", path.displayed()))?;
                 }
                 None => {
                     ui.json(&GeneratedFile { name, text })?;
@@ -137,8 +140,9 @@ type Quote = fn(&str) -> Result<String, Failure>;
 impl Command<'_> {
     /// Returns the command line of a backup.
     fn backup(&self, quote: Quote) -> Result<String, Failure> {
-        let store = self.store.map(absolute).transpose()?.map(|store| store.display().to_string());
-        let store = store.as_deref().map(|store| ["--store", store]);
+        let store = self.store.map(absolute).transpose()?;
+        let store = store.as_deref().map(literal).transpose()?;
+        let store = store.map(|store| ["--store", store]);
         self.line("backup", store.as_ref().map_or(&[], |store| &store[..]), quote)
     }
 
@@ -148,9 +152,9 @@ impl Command<'_> {
     }
 
     fn line(&self, verb: &str, more: &[&str], quote: Quote) -> Result<String, Failure> {
-        let program = self.program.display().to_string();
-        let config = absolute(self.config)?.display().to_string();
-        let own = [&program[..], "--quiet", verb, "--instance", self.instance, "--config", &config];
+        let (program, config) = (literal(self.program)?, absolute(self.config)?);
+        let config = literal(&config)?;
+        let own = [program, "--quiet", verb, "--instance", self.instance, "--config", config];
         let words = own.into_iter().chain(more.iter().copied());
         Ok(words.map(quote).collect::<Result<Vec<_>, _>>()?.join(" "))
     }
@@ -158,7 +162,15 @@ impl Command<'_> {
 
 /// Returns an absolute path, because units run in another directory.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|error| other(format!("{}: {error}", path.display())))
+    std::path::absolute(path).map_err(|error| other(format!("{}: {error}", path.displayed())))
+}
+
+/// Returns a path as text. Fails if it is not UTF-8, which a unit or cron line cannot name.
+fn literal(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| {
+        let message = format!("{} is not UTF-8, and cannot be written here", path.displayed());
+        with_hint(message, "use a path with a UTF-8 name")
+    })
 }
 
 /// Access that hardening must leave to a backup.
@@ -237,7 +249,8 @@ impl Needs {
         say("ProtectSystem=full");
         if !self.writes.is_empty() {
             let paths = self.writes.iter().map(|path| for_systemd_path(path));
-            say(&format!("ReadWritePaths={}", paths.collect::<Vec<_>>().join(" ")));
+            let paths = paths.collect::<Result<Vec<_>, _>>()?;
+            say(&format!("ReadWritePaths={}", paths.join(" ")));
         }
         say("ProtectKernelTunables=yes\nProtectKernelModules=yes\nProtectKernelLogs=yes");
         say("ProtectControlGroups=yes\nProtectClock=yes\nProtectHostname=yes");
@@ -301,9 +314,9 @@ fn for_systemd(word: &str) -> Result<String, Failure> {
 }
 
 /// Quotes a path for a setting of a unit, where `$` is not special.
-fn for_systemd_path(path: &Path) -> String {
-    let path = path.display().to_string();
-    format!("\"{}\"", path.replace('\\', r"\\").replace('%', "%%").replace('"', "\\\""))
+fn for_systemd_path(path: &Path) -> Result<String, Failure> {
+    let path = literal(path)?;
+    Ok(format!("\"{}\"", path.replace('\\', r"\\").replace('%', "%%").replace('"', "\\\"")))
 }
 
 /// Quotes a word for a line of cron. Fails for `%`, where cron ends the command, and for newlines.
@@ -375,9 +388,9 @@ RestartPreventExitStatus=2 11
 [Install]
 WantedBy=multi-user.target
 ",
-        state = for_systemd_path(&state),
+        state = for_systemd_path(&state)?,
         // systemd takes this path literally, with quotes and backslashes.
-        record = record.display().to_string().replace('%', "%%"),
+        record = literal(&record)?.replace('%', "%%"),
         recover = command.recover(for_systemd)?,
         killing = needs.killing(),
         umask = needs.inherited(UMASK),
