@@ -109,6 +109,8 @@ struct Faults<'r, 'm> {
     is_in_part: bool,
     looked_at: u64,
     unreadable: u64,
+    /// The first directory that could not be listed.
+    first_unreadable: Option<PathBuf>,
     counts: BTreeMap<Fault, u64>,
     examples: BTreeMap<Fault, Vec<String>>,
     /// Commands that mend them, without doubles, in their order.
@@ -488,7 +490,10 @@ impl Faults<'_, '_> {
             if metadata.is_dir() {
                 match std::fs::read_dir(&path) {
                     Ok(entries) => paths.extend(entries.flatten().map(|entry| entry.path())),
-                    Err(_) => self.unreadable += 1,
+                    Err(_) => {
+                        self.unreadable += 1;
+                        self.first_unreadable.get_or_insert(path);
+                    }
                 }
             }
         }
@@ -605,9 +610,12 @@ impl Faults<'_, '_> {
             [] => String::new(),
             names => format!("; not checked: {}, unknown on this machine", names.join(", ")),
         };
-        let unreadable = match self.unreadable {
-            0 => String::new(),
-            count => format!("; {count} directories could not be listed"),
+        let unreadable = match (self.unreadable, &self.first_unreadable) {
+            (0, _) | (_, None) => String::new(),
+            (1, Some(path)) => format!("; {} could not be listed", shown(path)),
+            (count, Some(path)) => {
+                format!("; {count} directories, such as {}, could not be listed", shown(path))
+            }
         };
         if self.looked_at == 0 {
             let text = format!("no owner could be checked{unknown}");

@@ -72,17 +72,17 @@ impl Inspect {
         let progress = store::observe::Observer::progress(&*watch);
         let dir = Path::new(self.snapshot.as_deref().unwrap_or_default());
         let look = || {
-            let plan = kind.plan(dir)?;
+            let (plan, elsewhere) = kind.plan(dir)?;
             let owners = forge::owners::check(&plan, progress)?;
             let others =
                 forge::owners::leftovers(&plan.parts, crate::report::now().seconds, progress)?;
             let checks: Vec<Check> = owners.into_iter().chain(others).collect();
-            Ok::<_, forge::Error>((plan.notes, checks))
+            Ok::<_, forge::Error>((plan.notes, elsewhere, checks))
         };
         let looked = look();
         watch.end();
-        let (notes, checks) = looked?;
-        notes.iter().for_each(|note| ui.warn(note));
+        let (notes, elsewhere, checks) = looked?;
+        notes.iter().chain(&elsewhere).for_each(|note| ui.warn(note));
         instance::show_findings(ui, &[], &checks)?;
         // Notes name data that was not looked at.
         if notes.is_empty() && checks.iter().all(|check| check.verdict == Verdict::Ok) {

@@ -122,7 +122,7 @@ impl Owners {
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
-            let plan = match (&self.of.kind_as, &self.dir) {
+            let (plan, elsewhere) = match (&self.of.kind_as, &self.dir) {
                 (Some(kind), Some(dir)) => kind.plan(dir)?,
                 _ => {
                     let name = self.of.name();
@@ -131,18 +131,18 @@ impl Owners {
                     let site = |is_offline| Site { instance: name, settings, progress, is_offline };
                     // After a restore, a server may be down.
                     let plan = forge::overrides::plan(&site(false));
-                    plan.or_else(|_| forge::overrides::plan(&site(true)))?.0
+                    (plan.or_else(|_| forge::overrides::plan(&site(true)))?.0, Vec::new())
                 }
             };
             let undo = Some(&*undo).filter(|_| !self.dry_run);
             let repaired = forge::owners::repair(&plan, progress, rules.as_ref(), undo)?;
-            Ok((plan.notes, repaired))
+            Ok((plan.notes, elsewhere, repaired))
         };
         let repaired = repair();
         watch.end();
-        let (notes, (check, repaired)) = repaired?;
+        let (notes, elsewhere, (check, repaired)) = repaired?;
         let notes = if self.of.kind_as.is_some() { notes } else { Vec::new() };
-        notes.iter().for_each(|note| ui.warn(note));
+        notes.iter().chain(&elsewhere).for_each(|note| ui.warn(note));
         let undo = (repaired.changed > 0 && !self.dry_run).then(|| path_text(&undo));
         let failed: Vec<String> = repaired
             .failed

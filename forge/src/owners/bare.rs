@@ -155,8 +155,10 @@ pub struct Files<'a> {
 #[derive(Default)]
 struct Found {
     parts: Vec<Part>,
-    /// Paths with data of the product that are not in the parts, with the reasons.
+    /// Paths in the directory that belong to the product and are not in the parts, with the reasons.
     unknown: Vec<(PathBuf, String)>,
+    /// Descriptions of data in other directories.
+    elsewhere: Vec<String>,
 }
 
 impl FromStr for OwnersAs {
@@ -191,8 +193,9 @@ impl OwnersAs {
         self.product.kind
     }
 
-    /// Returns a plan of the parts below a directory of this machine.
-    pub fn plan(&self, dir: &Path) -> Result<Plan> {
+    /// Returns a plan of the parts below a directory of this machine. Its notes name paths that belong
+    /// to the product and are not looked at. Also describes data in other directories.
+    pub fn plan(&self, dir: &Path) -> Result<(Plan, Vec<String>)> {
         let dir = dir.canonicalize().map_err(|error| Error::OwnersAs {
             text: shown(dir),
             reason: format!("cannot open it: {error}"),
@@ -208,7 +211,8 @@ impl OwnersAs {
         };
         let read = |path: &Path| file::bytes(path).ok().flatten();
         let exists = |path: &Path| path.exists() && has_no_link(path);
-        let Found { parts, unknown } = self.found(&dir, &Files { exists: &exists, read: &read });
+        let Found { parts, unknown, elsewhere } =
+            self.found(&dir, &Files { exists: &exists, read: &read });
         let is_product = self.is_product(&parts);
         let is_linked = |path: &Path| path.exists() && !has_no_link(path);
         let linked = self.found(&dir, &Files { exists: &is_linked, read: &read }).parts;
@@ -227,7 +231,7 @@ impl OwnersAs {
                 format!("it has no data of {}; give its root or data directory", self.kind());
             return Err(Error::OwnersAs { text: shown(&dir), reason });
         }
-        Ok(plan)
+        Ok((plan, elsewhere))
     }
 
     /// Returns the parts with known owners below a directory: the root of a machine, or the
@@ -332,13 +336,14 @@ impl OwnersAs {
                 }
                 // An unused directory is created when it is needed.
                 Some(_) if !is_storage => {}
-                _ => {
-                    let text = format!(
-                        "{name} at {} is not in this directory, and is not looked at",
-                        shown(&path)
-                    );
-                    found.unknown.push((place.unwrap_or(path), text));
+                Some(place) => {
+                    let text = format!("{name} is missing at {}", shown(place));
+                    found.unknown.push((place.clone(), text));
                 }
+                None => found.elsewhere.push(format!(
+                    "{name} at {} is not in this directory, and is not looked at",
+                    shown(&path)
+                )),
             }
         }
     }
@@ -439,7 +444,8 @@ mod tests {
         let of = |kind: &str, dir: &Path| {
             kind.parse::<OwnersAs>().expect("a kind").plan(dir).expect("a plan")
         };
-        let plan = of("gitlab", &root);
+        let (plan, elsewhere) = of("gitlab", &root);
+        assert!(elsewhere.is_empty(), "{elsewhere:?}");
         let owner = |path: &str| {
             let mut parts = plan.parts.iter();
             parts.find(|part| part.paths == [root.join(path)]).and_then(|part| part.owner.clone())
@@ -448,9 +454,10 @@ mod tests {
         assert_eq!(owner("mnt/two/@pools").as_deref(), Some("git"));
         assert_eq!(owner("mnt/images").as_deref(), Some("registry"));
         assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
-        assert!(plan.notes[0].starts_with("repositories-three at /mnt/three"), "{:?}", plan.notes);
+        assert!(plan.notes[0].starts_with("repositories-three is missing at "), "{:?}", plan.notes);
         // The data of a container does not contain other volumes.
-        let plan = of("gitlab-container", &data);
-        assert_eq!(plan.notes.len(), 3, "{:?}", plan.notes);
+        let (plan, elsewhere) = of("gitlab-container", &data);
+        assert!(plan.notes.is_empty(), "{:?}", plan.notes);
+        assert_eq!(elsewhere.len(), 3, "{elsewhere:?}");
     }
 }
