@@ -19,7 +19,7 @@ use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::segment::{self, Row, Table};
-use crate::snapshot::{self, Snapshot};
+use crate::snapshot::{self, Snapshot, Stamp};
 use crate::store::shard_dir;
 use crate::store::{SEGMENTS_DIR, Store};
 use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
@@ -186,6 +186,8 @@ pub struct Loss {
 pub struct Report {
     /// Number of snapshots checked.
     pub snapshots: u64,
+    /// The snapshots with the times of their starts, oldest first.
+    pub examined: Vec<(SnapshotId, Stamp)>,
     /// Snapshots of a newer version of the program, which were not checked.
     pub newer: Vec<SnapshotId>,
     /// Number of segments checked.
@@ -237,6 +239,7 @@ pub fn check_some(
         check.has_other_snapshots = true;
     }
     check.report.snapshots = snapshots.len() as u64;
+    check.report.examined = snapshots.iter().map(|(id, of)| (*id, of.start)).collect();
     check.segments()?;
     check.foreign_segments();
     check.trees(&snapshots)?;

@@ -55,6 +55,8 @@ pub mod store;
 
 pub mod records;
 
+pub mod check_record;
+
 pub mod packer;
 
 mod unfinished;

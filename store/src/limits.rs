@@ -80,5 +80,5 @@ pub const RECIPE_COLUMNS_MAX: usize = 64 << 10;
 /// Maximum size in bytes of a file stored in its tree entry.
 pub const INLINE_BYTES_MAX: usize = 512;
 
-/// Maximum size in bytes of `store.json` and of a snapshot record.
+/// Maximum size in bytes of `store.json`, of a snapshot record, and of the record of a check.
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
