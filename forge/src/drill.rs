@@ -2,6 +2,7 @@
 //!
 //! Programs that read restored data run as an unprivileged user, because the store may be hostile.
 
+pub mod contents;
 pub mod databases;
 pub mod git;
 

@@ -85,6 +85,21 @@ pub trait Kind: Sync {
         kind.try_keys(plan, databases, view)
     }
 
+    /// Compares the databases of a snapshot, loaded into another server, with its files: keys,
+    /// sign-on, and rows with files.
+    fn check_loaded(
+        &self,
+        plan: &Plan,
+        databases: &mut [Connection<'_>],
+        view: &View<'_>,
+    ) -> Result<Vec<Check>> {
+        if let Some(kind) = self.shares_with() {
+            return kind.check_loaded(plan, databases, view);
+        }
+        let mut catalogue = self.ask(plan, databases)?;
+        self.check(plan, &mut catalogue, view, None)
+    }
+
     /// Checks that the copy matches the catalogue. Marks the copied repositories in the catalogue. A
     /// check fails if an earlier copy, of the last complete backup, has something that is gone
     /// without a reason.

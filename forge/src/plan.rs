@@ -12,7 +12,7 @@ use crate::settings::{ChangedKeys, Missing, Mode, Sample, Settings};
 use crate::view::{Mount, as_text, as_texts, shown};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
@@ -73,6 +73,9 @@ pub struct Plan {
     pub tags: Vec<String>,
     /// Number of rows to compare with files.
     pub sample: Sample,
+    /// Projects whose rows are compared with files: the newest rows of each table. `None` for those of
+    /// all projects.
+    pub projects: Option<BTreeSet<u64>>,
     /// Parts whose files may be missing although databases name them.
     pub excused: Excused,
     /// Treatment of changed keys.
@@ -124,6 +127,7 @@ impl Plan {
             exclude: settings.exclude.clone(),
             tags: settings.tags.clone(),
             sample: settings.checks.sample,
+            projects: None,
             excused: Excused::of(settings),
             changed_keys: settings.keys.changed,
             notes: Vec::new(),

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::manifest::Dumped;
 use crate::process::{Command, Running, Stdin, installed};
 use crate::service::Reach;
-use crate::service::postgres::{MAINTENANCE, Rows, Server};
+use crate::service::postgres::{Connection, MAINTENANCE, Rows, Server};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
@@ -87,6 +87,8 @@ pub struct ScratchServer<'a> {
     progress: &'a Progress,
     /// Number of databases made so far.
     made: usize,
+    /// Names of the loaded databases in the snapshot, and here.
+    loaded: Vec<[String; 2]>,
 }
 
 impl Drop for ScratchServer<'_> {
@@ -143,7 +145,15 @@ impl<'a> ScratchServer<'a> {
             Err(_) => return Err(running.failure()),
         }
         let installed = installed.clone();
-        Ok(ScratchServer { running, server, installed, user, progress, made: 0 })
+        Ok(ScratchServer {
+            running,
+            server,
+            installed,
+            user,
+            progress,
+            made: 0,
+            loaded: Vec::new(),
+        })
     }
 
     /// Loads roles. Returns the errors that are not harmless.
@@ -181,7 +191,24 @@ impl<'a> ScratchServer<'a> {
             loaded => loaded?,
         };
         let rows = self.server.connect(&database, self.progress)?.count_rows()?;
+        self.loaded.push([dumped.name.clone(), database]);
         Ok(judge(&name, &loaded, &dumped.tables, &rows))
+    }
+
+    /// Returns the server, for questions.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Connects to all loaded databases, under their names in the snapshot.
+    pub fn connect(&self) -> Result<Vec<Connection<'a>>> {
+        let connect = |[name, here]: &[String; 2]| {
+            let mut connection = self.server.connect(here, self.progress)?;
+            connection.export_snapshot()?;
+            connection.database.clone_from(name);
+            Ok(connection)
+        };
+        self.loaded.iter().map(connect).collect()
     }
 
     fn load_sql(&self, file: &Path, database: &str, limit: Duration) -> Result<Loaded> {

@@ -18,6 +18,7 @@ use super::gitlab::{self, leave_snapshots, note_unknown, rows, take_unknown};
 use super::{Kind, Rebuilding, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
+use crate::coverage::check_files;
 use crate::earlier::Earlier;
 use crate::error::Result;
 use crate::file;
@@ -130,6 +131,19 @@ impl Kind for DockerGitlab {
     ) -> Result<Option<Check>> {
         let catalogue = gitlab::keys::ask(plan, databases)?;
         secrets::check(plan, &catalogue, view).map(Some)
+    }
+
+    fn check_loaded(
+        &self,
+        plan: &Plan,
+        databases: &mut [Connection<'_>],
+        view: &View<'_>,
+    ) -> Result<Vec<Check>> {
+        let catalogue = rows::ask_for_drill(plan, databases)?;
+        let mut checks = vec![secrets::check(plan, &catalogue, view)?];
+        checks.extend(catalogue.unknown());
+        checks.push(check_files(plan, &catalogue, view)?);
+        Ok(checks)
     }
 
     fn check(

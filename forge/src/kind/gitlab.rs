@@ -110,6 +110,21 @@ impl Kind for Gitlab {
         check_secrets(plan, &catalogue, view).map(Some)
     }
 
+    fn check_loaded(
+        &self,
+        plan: &Plan,
+        databases: &mut [Connection<'_>],
+        view: &View<'_>,
+    ) -> Result<Vec<Check>> {
+        let mut catalogue = rows::ask_for_drill(plan, databases)?;
+        mattermost::ask(plan, databases, &mut catalogue)?;
+        let mut checks = vec![check_secrets(plan, &catalogue, view)?];
+        checks.extend(catalogue.unknown());
+        checks.push(check_files(plan, &catalogue, view)?);
+        checks.extend(single_sign_on::check(plan, &catalogue, view)?);
+        Ok(checks)
+    }
+
     fn check(
         &self,
         plan: &Plan,

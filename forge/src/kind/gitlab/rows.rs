@@ -48,6 +48,20 @@ pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     Ok(catalogue)
 }
 
+/// Queries what a drill compares with files: encrypted values, applications, and rows with files.
+pub fn ask_for_drill(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
+    let mut catalogue = Catalogue::default();
+    for database in &mut *databases {
+        schema(database, &mut catalogue)?;
+    }
+    for database in sections::own(plan, databases, &mut catalogue)? {
+        files(plan, database, &mut catalogue)?;
+        applications(database, &mut catalogue)?;
+        encrypted::ask(database, &mut catalogue)?;
+    }
+    Ok(catalogue)
+}
+
 fn schema(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     #[derive(Deserialize)]
     struct Version {
@@ -363,7 +377,16 @@ struct Table<'a> {
     store: &'static str,
     /// Columns, each with a condition that applies if the table has it.
     only: &'static [(&'static str, &'static str)],
+    /// Condition that a row belongs to one of the projects [`IDS`]; `None` if no column tells.
+    of_projects: Option<&'a str>,
 }
+
+/// Stands for the ids of projects in a condition.
+const IDS: &str = "IDS";
+/// Condition of a table with a column for the project.
+const OWN_PROJECT: Option<&str> = Some("t.project_id in (IDS)");
+/// Maximum number of rows of each table that are compared for some projects: the newest.
+const ROWS_OF_PROJECTS: u32 = 10_000;
 
 impl Table<'_> {
     /// Queries rows whose files are on this machine. Returns the newest and a random sample of the
@@ -378,7 +401,7 @@ impl Table<'_> {
         struct Count {
             count: u64,
         }
-        let Table { name, what, needs, takes, select, store, only } = self;
+        let Table { name, what, needs, takes, select, store, only, of_projects } = self;
         let columns = database.columns(name)?;
         if columns.is_empty() {
             return Ok(Vec::new());
@@ -395,6 +418,12 @@ impl Table<'_> {
         }
         let known = only.iter().filter(|(column, _)| columns.has(column));
         conditions.extend(known.map(|(_, is)| (*is).to_owned()));
+        if let (Some(projects), Some(is_of)) = (&plan.projects, of_projects) {
+            let ids: Vec<String> = projects.iter().map(ToString::to_string).collect();
+            // A list must not be empty.
+            let ids = if ids.is_empty() { "null".into() } else { ids.join(", ") };
+            conditions.push(is_of.replace(IDS, &ids));
+        }
         let mut asked: Vec<String> = needs.iter().map(|column| format!("t.{column}")).collect();
         asked.extend(takes.iter().map(|column| {
             if columns.has(column) { format!("t.{column}") } else { format!("null as {column}") }
@@ -403,6 +432,9 @@ impl Table<'_> {
         let all =
             format!("select {} from {name} t where {}", asked.join(", "), conditions.join(" and "));
         let query = match plan.sample {
+            _ if plan.projects.is_some() => {
+                format!("{all} order by t.id desc limit {ROWS_OF_PROJECTS}")
+            }
             Sample::All => format!("{all} order by t.id"),
             Sample::Rows(rows) => {
                 let half = rows.div_ceil(2);
@@ -419,7 +451,8 @@ impl Table<'_> {
             }
         };
         // Counting reads the whole table, so it is skipped if the settings disable row counts.
-        if has_store && plan.postgres.as_ref().is_some_and(|server| server.counts_rows) {
+        let counts = plan.projects.is_none();
+        if has_store && counts && plan.postgres.as_ref().is_some_and(|server| server.counts_rows) {
             let query = format!("select count(*) as count from {name} t where t.{store} = 2");
             for row in catalogue.ask::<Count>(what, database, &query)? {
                 *catalogue.remote.entry(what).or_default() += row.count;
@@ -459,8 +492,8 @@ fn uploads(
         let columns = database.columns(table)?;
         Ok(needed.iter().all(|needed| columns.has(needed)))
     };
-    let has_routes = has("routes", &["source_type", "source_id", "path"])?
-        && has("uploads", &["model_type", "model_id"])?;
+    let has_model = has("uploads", &["model_type", "model_id"])?;
+    let has_routes = has("routes", &["source_type", "source_id", "path"])? && has_model;
     let table = Table {
         name: "uploads",
         what: "uploads",
@@ -474,6 +507,7 @@ fn uploads(
         },
         store: "store",
         only: &[],
+        of_projects: has_model.then_some("t.model_type = 'Project' and t.model_id in (IDS)"),
     };
     let file = |row: uploads::Row| {
         let paths = row.places().into_iter().map(|path| dir.join(path)).collect();
@@ -496,6 +530,8 @@ fn lfs_objects(
         oid: String,
         size: Option<i64>,
     }
+    let links = database.columns("lfs_objects_projects")?;
+    let has_links = links.has("lfs_object_id") && links.has("project_id");
     let table = Table {
         name: "lfs_objects",
         what: "lfs",
@@ -504,6 +540,10 @@ fn lfs_objects(
         select: "",
         store: "file_store",
         only: &[],
+        of_projects: has_links.then_some(
+            "exists (select from lfs_objects_projects l where l.lfs_object_id = t.id \
+             and l.project_id in (IDS))",
+        ),
     };
     table.files(plan, database, catalogue, |row: Row| {
         if row.oid.len() < 5 || !row.oid.is_ascii() {
@@ -558,6 +598,7 @@ fn artifacts(
                      to_char(t.created_at, 'YYYY_MM_DD') as day",
             store: "file_store",
             only: &[],
+            of_projects: OWN_PROJECT,
         };
         let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
         let is_any = !rows.is_empty() || catalogue.remote.get("artifacts") > Some(&0);
@@ -592,6 +633,7 @@ fn artifacts_of_builds(
         store: "artifacts_file_store",
         // GitLab has an index with this condition.
         only: &[("artifacts_file", "t.artifacts_file <> ''")],
+        of_projects: OWN_PROJECT,
     };
     if !database.columns(table.name)?.has("artifacts_file") {
         return Ok(()); // versions that keep all of them in a table of their own
@@ -662,6 +704,7 @@ fn pipeline_artifacts(
         select: "array['pipelines/' || t.pipeline_id || '/artifacts/' || t.id || '/' || t.file] as inner",
         store: "file_store",
         only: &[],
+        of_projects: OWN_PROJECT,
     };
     of_projects(&table, dir, plan, database, catalogue)
 }
@@ -679,6 +722,8 @@ fn external_diffs(
         external_diff: Option<String>,
         size: Option<i64>,
     }
+    let requests = database.columns("merge_requests")?;
+    let has_target = requests.has("id") && requests.has("target_project_id");
     // A diff without changes has no bytes, so only these rows tell whether the file is whole.
     let pieces = database.columns("merge_request_diff_files")?;
     let needed = ["merge_request_diff_id", "external_diff_offset", "external_diff_size"];
@@ -696,6 +741,10 @@ fn external_diffs(
         },
         store: "external_diff_store",
         only: &[("stored_externally", "t.stored_externally")],
+        of_projects: has_target.then_some(
+            "exists (select from merge_requests m where m.id = t.merge_request_id \
+             and m.target_project_id in (IDS))",
+        ),
     };
     if !database.columns(table.name)?.has("external_diff") {
         return Ok(()); // versions that keep all of them in the database
@@ -721,16 +770,15 @@ fn packages(
     let project = match (of_package, own) {
         (true, true) => {
             "coalesce((select p.project_id from packages_packages p where p.id = t.package_id), \
-             t.project_id) as project_id"
+             t.project_id)"
         }
-        (true, false) => {
-            "(select p.project_id from packages_packages p where p.id = t.package_id) as project_id"
-        }
+        (true, false) => "(select p.project_id from packages_packages p where p.id = t.package_id)",
         (false, true) => "t.project_id",
-        (false, false) => "null::bigint as project_id",
+        (false, false) => "null::bigint",
     };
+    let is_of = format!("{project} in (IDS)");
     let select = format!(
-        "{project}, array['packages/' || t.package_id || '/files/' || t.id || '/' || t.file] as inner"
+        "{project} as project_id, array['packages/' || t.package_id || '/files/' || t.id || '/' || t.file] as inner"
     );
     let table = Table {
         name: "packages_package_files",
@@ -752,6 +800,7 @@ fn packages(
         } else {
             &[("status", "coalesce(t.status, 0) = 0")]
         },
+        of_projects: (of_package || own).then_some(&is_of),
     };
     of_projects(&table, dir, plan, database, catalogue)
 }
@@ -780,6 +829,7 @@ fn terraform_states(
             of_state("s.project_id"),
             of_state("s.uuid")
         );
+        let is_of = format!("{} in (IDS)", of_state("s.project_id"));
         let table = Table {
             name: "terraform_state_versions",
             what: "terraform-state",
@@ -788,6 +838,7 @@ fn terraform_states(
             select: &select,
             store: "file_store",
             only: &[],
+            of_projects: Some(&is_of),
         };
         of_projects(&table, dir, plan, database, catalogue)?;
     }
@@ -800,6 +851,7 @@ fn terraform_states(
             select: "null::bigint as size, true as is_plain, array[t.file] as inner",
             store: "file_store",
             only: &[("versioning_enabled", "t.versioning_enabled is not true")],
+            of_projects: OWN_PROJECT,
         };
         of_projects(&table, dir, plan, database, catalogue)?;
     }
@@ -821,6 +873,7 @@ fn secure_files(
         select: "null::bigint as size, array['secure_files/' || t.id || '/' || t.file] as inner",
         store: "file_store",
         only: &[],
+        of_projects: OWN_PROJECT,
     };
     of_projects(&table, dir, plan, database, catalogue)
 }
@@ -840,6 +893,7 @@ fn pages(
         store: "file_store",
         // Replaced deployments are removed only some time later.
         only: &[("deleted_at", "t.deleted_at is null")],
+        of_projects: OWN_PROJECT,
     };
     of_projects(&table, &dir.join("@hashed"), plan, database, catalogue)
 }

@@ -27,7 +27,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha512};
 use std::path::PathBuf;
 
-const NAME: &str = "single-sign-on";
+/// Name of the check.
+pub const NAME: &str = "single-sign-on";
 
 /// Subject of the queries about GitLab's applications.
 pub const APPLICATIONS: &str = "applications";
