@@ -228,6 +228,32 @@ fn systemd_and_cron_accept_the_schedule() {
     configured(&sandbox, ["schedule", "--instance", "other"])
         .run()
         .fails(1, &["no instance `other`"]);
+
+    // Drills, beside the backups of an instance with a similar name.
+    for instance in ["my.forge", "own"] {
+        let drill = ["schedule", "--instance", instance, "--drill", "--on", "sat"];
+        configured(&sandbox, drill).args(write).args(["--scratch", "scratch"]).run().ok();
+        let names = ["service", "timer"].map(|end| format!("forgekeep_drill-{instance}.{end}"));
+        let units = names.map(|name| sandbox.path(format!("units/{name}")));
+        let verify = Run::program("systemd-analyze").args(["verify", "--man=no"]).args(&units);
+        let verified = verify.run().ok();
+        assert!(!verified.stderr.contains(instance), "{}", verified.all_output());
+        let security = ["security", "--offline=true", "--threshold=60"];
+        Run::program("systemd-analyze").args(security).args(&units[..1]).run().ok();
+    }
+    let service =
+        String::from_utf8(sandbox.read("units/forgekeep_drill-own.service")).expect("text");
+    let scratch = sandbox.text("scratch");
+    assert!(service.contains(" drill own --config ") && service.contains(&scratch), "{service}");
+    // Repositories have directories with the setgid bit.
+    assert!(!service.contains("RestrictSUIDSGID"), "{service}");
+    let timer = String::from_utf8(sandbox.read("units/forgekeep_drill-own.timer")).expect("text");
+    assert!(timer.contains("\nOnCalendar=Sat *-*-* 06:00:00\n"), "{timer}");
+    let cron = ["schedule", "--instance", "my.forge", "--for", "cron", "--drill"];
+    configured(&sandbox, cron).args(write).run().ok();
+    let line = String::from_utf8(sandbox.read("units/forgekeep_drill-my_dot_forge")).expect("text");
+    assert!(line.contains("\n0 6 * * 0 root /") && line.contains(" drill my.forge "), "{line}");
+    configured(&sandbox, ["schedule", "--instance", "own", "--on", "mon"]).run().ends_with(2);
 }
 
 #[test]

@@ -22,11 +22,15 @@ use store::entry::Displayed;
 /// backup left stopped. After a power cut, a second unit or a second cron line restarts them when
 /// the machine boots. The units restrict a backup to the privileges that it needs. They restrict it less if the
 /// configuration has commands of your own, which may need any privilege.
+///
+/// With --drill the command prints those of a weekly drill instead, which restores a sample into
+/// scratch space and examines it.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   forgekeep schedule --instance gitlab --write /etc/systemd/system
-  forgekeep schedule --instance gitlab --for cron --at 03:30 --write /etc/cron.d")]
+  forgekeep schedule --instance gitlab --for cron --at 03:30 --write /etc/cron.d
+  forgekeep schedule --instance gitlab --drill --on sat --scratch /mnt/scratch")]
 pub struct Schedule {
     /// Back up this instance
     #[arg(long, value_name = "NAME")]
@@ -34,15 +38,24 @@ pub struct Schedule {
     /// Scheduler
     #[arg(long = "for", value_enum, value_name = "WHAT", default_value_t = Runner::Systemd)]
     runner: Runner,
-    /// Time of day, in the local time zone
-    #[arg(long, value_name = "HH:MM", default_value = "02:00", value_parser = time)]
-    at: (u8, u8),
+    /// Schedule a weekly drill
+    #[arg(long)]
+    drill: bool,
+    /// Time of day, in the local time zone [default: 02:00, or 06:00 for a drill]
+    #[arg(long, value_name = "HH:MM", value_parser = time)]
+    at: Option<(u8, u8)>,
+    /// Day of the drill
+    #[arg(long, value_enum, value_name = "DAY", default_value_t = Day::Sun, requires = "drill")]
+    on: Day,
+    /// Directory for the restored data of the drill [default: that of `drill`]
+    #[arg(long, value_name = "DIR", requires = "drill")]
+    scratch: Option<PathBuf>,
     /// Write the files into this directory
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
 }
 
-/// Scheduler that starts the backups.
+/// Scheduler that starts the commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Runner {
     /// A service and a timer
@@ -50,6 +63,35 @@ pub enum Runner {
     /// A line for /etc/cron.d, with a user
     Cron,
 }
+
+/// Day of the week.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Day {
+    Mon,
+    Tue,
+    Wed,
+    Thu,
+    Fri,
+    Sat,
+    Sun,
+}
+
+impl Day {
+    /// Returns its name for systemd.
+    fn name(self) -> &'static str {
+        ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"][self as usize]
+    }
+
+    /// Returns its number for cron, where Sunday is 0.
+    fn number(self) -> usize {
+        (self as usize + 1) % 7
+    }
+}
+
+/// Default time of backups.
+const NIGHT: (u8, u8) = (2, 0);
+/// Default time of drills, when backups have ended.
+const MORNING: (u8, u8) = (6, 0);
 
 fn time(text: &str) -> Result<(u8, u8), String> {
     let wrong = || "expected a time such as 02:00".to_owned();
@@ -71,9 +113,24 @@ impl Schedule {
             program: &program,
             config: global.config.path(),
             store: global.store.as_deref(),
+            scratch: self.scratch.as_deref(),
             instance: &self.instance,
         };
+        let at = self.at.unwrap_or(if self.drill { MORNING } else { NIGHT });
         let files = match self.runner {
+            Runner::Systemd if self.drill => {
+                let needs = Needs::of_drill(&config, &store, self.scratch.as_deref())?;
+                // A different prefix, because `forgekeep-drill-NAME` could belong to an instance.
+                let name = format!("forgekeep_drill-{}", self.instance);
+                vec![
+                    (format!("{name}.service"), drill_service(&command, &needs)?),
+                    (format!("{name}.timer"), weekly(&self.instance, self.on, at)),
+                ]
+            }
+            Runner::Cron if self.drill => {
+                let name = cron_name(&self.instance).replacen('-', "_drill-", 1);
+                vec![(name, weekly_cron(&command, self.on, at)?)]
+            }
             Runner::Systemd => {
                 let needs = Needs::of(&config, settings, &store)?;
                 if needs.anything && is_open(&store) {
@@ -85,7 +142,7 @@ impl Schedule {
                 let name = format!("forgekeep-{}", self.instance);
                 vec![
                     (format!("{name}.service"), service(&command, &needs)?),
-                    (format!("{name}.timer"), timer(&self.instance, self.at)),
+                    (format!("{name}.timer"), timer(&self.instance, at)),
                     // A different prefix, because `forgekeep-recover-NAME` could belong to an
                     // instance `recover-NAME`.
                     (
@@ -94,7 +151,7 @@ impl Schedule {
                     ),
                 ]
             }
-            Runner::Cron => vec![(cron_name(&self.instance), cron(&command, self.at)?)],
+            Runner::Cron => vec![(cron_name(&self.instance), cron(&command, at)?)],
         };
         if let Some(dir) = self.write.as_deref().filter(|dir| !dir.is_dir()) {
             let message = format!("cannot write into {}: it is not a directory", dir.displayed());
@@ -114,7 +171,12 @@ impl Schedule {
                 }
             }
         }
-        if self.write.is_some() && self.runner == Runner::Systemd {
+        if self.write.is_some() && self.runner == Runner::Systemd && self.drill {
+            ui.remark(format!(
+                "now run: systemctl daemon-reload && systemctl enable --now forgekeep_drill-{}.timer",
+                self.instance
+            ))?;
+        } else if self.write.is_some() && self.runner == Runner::Systemd {
             ui.remark(format!(
                 "now run: systemctl daemon-reload && systemctl enable --now forgekeep-{0}.timer && \
                  systemctl enable forgekeep_recover-{0}.service",
@@ -131,6 +193,8 @@ struct Command<'a> {
     config: &'a Path,
     /// Store from the command line; `None` if the configuration names it.
     store: Option<&'a Path>,
+    /// Scratch directory of a drill, if it is not the default.
+    scratch: Option<&'a Path>,
     instance: &'a str,
 }
 
@@ -140,23 +204,37 @@ type Quote = fn(&str) -> Result<String, Failure>;
 impl Command<'_> {
     /// Returns the command line of a backup.
     fn backup(&self, quote: Quote) -> Result<String, Failure> {
-        let store = self.store.map(absolute).transpose()?;
-        let store = store.as_deref().map(literal).transpose()?;
-        let store = store.map(|store| ["--store", store]);
-        self.line("backup", store.as_ref().map_or(&[], |store| &store[..]), quote)
+        let paths = [("--store", self.store)];
+        self.line(&["backup", "--instance", self.instance], &paths, quote)
+    }
+
+    /// Returns the command line of a drill.
+    fn drill(&self, quote: Quote) -> Result<String, Failure> {
+        let paths = [("--store", self.store), ("--scratch", self.scratch)];
+        self.line(&["drill", self.instance], &paths, quote)
     }
 
     /// Returns the command line that restarts services which a backup left stopped.
     fn recover(&self, quote: Quote) -> Result<String, Failure> {
-        self.line("recover", &[], quote)
+        self.line(&["recover", "--instance", self.instance], &[], quote)
     }
 
-    fn line(&self, verb: &str, more: &[&str], quote: Quote) -> Result<String, Failure> {
-        let (program, config) = (literal(self.program)?, absolute(self.config)?);
-        let config = literal(&config)?;
-        let own = [program, "--quiet", verb, "--instance", self.instance, "--config", config];
-        let words = own.into_iter().chain(more.iter().copied());
-        Ok(words.map(quote).collect::<Result<Vec<_>, _>>()?.join(" "))
+    fn line(
+        &self,
+        verb: &[&str],
+        paths: &[(&str, Option<&Path>)],
+        quote: Quote,
+    ) -> Result<String, Failure> {
+        let config = absolute(self.config)?;
+        let mut words = vec![literal(self.program)?.to_owned(), "--quiet".into()];
+        words.extend(verb.iter().map(|word| (*word).to_owned()));
+        words.extend(["--config".into(), literal(&config)?.to_owned()]);
+        for (option, path) in paths {
+            if let Some(path) = path {
+                words.extend([(*option).to_owned(), literal(&absolute(path)?)?.to_owned()]);
+            }
+        }
+        Ok(words.iter().map(|word| quote(word)).collect::<Result<Vec<_>, _>>()?.join(" "))
     }
 }
 
@@ -185,9 +263,21 @@ struct Needs {
     /// True if it runs the administrator's commands, or containers without a daemon. They may need
     /// anything: devices, mounts, namespaces.
     anything: bool,
+    /// True if it restores files with any mode.
+    setgid: bool,
 }
 
 impl Needs {
+    /// Returns the needs of a drill. It runs none of the administrator's commands.
+    fn of_drill(config: &Config, store: &Path, scratch: Option<&Path>) -> Result<Needs, Failure> {
+        let mut needs = Needs { setgid: true, ..Needs::default() };
+        let secrets = config.notify.iter().flat_map(|notifier| notifier.secrets());
+        needs.secrets = secrets.into_iter().any(|secret| matches!(secret, Secret::Command(_)));
+        let metrics = config.notify.iter().filter_map(|notifier| notifier.directory());
+        needs.may_write([&*config.state, store].into_iter().chain(scratch).chain(metrics))?;
+        Ok(needs)
+    }
+
     fn of(config: &Config, settings: &Settings, store: &Path) -> Result<Needs, Failure> {
         let is_command = |secret: &Secret| matches!(secret, Secret::Command(_));
         let own = [&settings.postgres.password, &settings.redis.password];
@@ -202,7 +292,14 @@ impl Needs {
             ..Needs::default()
         };
         let metrics = notifiers.filter_map(|notifier| notifier.directory());
-        for path in [&config.state, store].into_iter().chain(metrics) {
+        needs.may_write([&*config.state, store].into_iter().chain(metrics))?;
+        Ok(needs)
+    }
+
+    /// Adds paths that must be writable.
+    fn may_write<'a>(&mut self, paths: impl Iterator<Item = &'a Path>) -> Result<(), Failure> {
+        let needs = self;
+        for path in paths {
             let real = real(&absolute(path)?);
             let is_below = |tops: &[&str]| {
                 tops.iter().any(|top| {
@@ -217,7 +314,7 @@ impl Needs {
                     .extend(real.ancestors().find(|path| path.exists()).map(Path::to_owned));
             }
         }
-        Ok(needs)
+        Ok(())
     }
 
     /// Returns the lines that forbid unneeded access.
@@ -227,9 +324,14 @@ impl Needs {
             lines += text;
             lines.push('\n');
         };
-        say(
-            "# A backup reads all files as root and runs programs as other users. The rest is forbidden.",
-        );
+        say(match self.setgid {
+            true => {
+                "# A drill restores files of any owner and mode, and runs programs as user nobody. The rest is forbidden."
+            }
+            false => {
+                "# A backup reads all files as root and runs programs as other users. The rest is forbidden."
+            }
+        });
         say("LockPersonality=yes\nRestrictRealtime=yes");
         say(
             "SystemCallFilter=~@reboot @swap @obsolete @cpu-emulation\nSystemCallErrorNumber=EPERM",
@@ -241,7 +343,10 @@ impl Needs {
             say("# write anywhere, and call sudo.");
             return Ok(lines);
         }
-        say("SystemCallArchitectures=native\nRestrictSUIDSGID=yes");
+        say("SystemCallArchitectures=native");
+        if !self.setgid {
+            say("RestrictSUIDSGID=yes");
+        }
         say("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK");
         say(
             "CapabilityBoundingSet=~CAP_SYS_BOOT CAP_SYS_PACCT CAP_WAKE_ALARM CAP_NET_ADMIN CAP_NET_RAW",
@@ -356,6 +461,30 @@ TimeoutStopSec=15min
     ))
 }
 
+/// Returns the unit of a drill. It ends by itself at its own time limit.
+fn drill_service(command: &Command<'_>, needs: &Needs) -> Result<String, Failure> {
+    Ok(format!(
+        "[Unit]
+Description=Drill of the newest snapshot of {instance}
+Wants=network-online.target
+After=network-online.target forgekeep-{instance}.service
+
+[Service]
+Type=oneshot
+ExecStart={drill}
+TimeoutStartSec=infinity
+TimeoutStopSec=5min
+# Only the drill gets the stop signal: it ends its server, and removes what it restored.
+KillMode=mixed
+Nice=15
+IOSchedulingClass=idle
+{UMASK}{hardening}",
+        instance = command.instance,
+        drill = command.drill(for_systemd)?,
+        hardening = needs.hardening()?,
+    ))
+}
+
 /// Files that the units create are for root alone.
 const UMASK: &str = "UMask=0077\n";
 
@@ -415,6 +544,33 @@ WantedBy=timers.target
     )
 }
 
+fn weekly(instance: &str, day: Day, (hour, minute): (u8, u8)) -> String {
+    format!(
+        "[Unit]
+Description=Weekly drill of {instance}
+
+[Timer]
+OnCalendar={day} *-*-* {hour:02}:{minute:02}:00
+RandomizedDelaySec=5min
+# A missed drill is made up for at the next boot.
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+",
+        day = day.name(),
+    )
+}
+
+fn weekly_cron(
+    command: &Command<'_>,
+    day: Day,
+    (hour, minute): (u8, u8),
+) -> Result<String, Failure> {
+    let (instance, day, drill) = (command.instance, day.number(), command.drill(for_cron)?);
+    Ok(format!("# Weekly drill of {instance}\n{minute} {hour} * * {day} root {drill}\n"))
+}
+
 fn cron(command: &Command<'_>, (hour, minute): (u8, u8)) -> Result<String, Failure> {
     let (backup, recover) = (command.backup(for_cron)?, command.recover(for_cron)?);
     Ok(format!(
@@ -435,6 +591,13 @@ mod tests {
         for wrong in ["24:00", "3", "03:60", "a:b", ""] {
             assert!(time(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn days_have_names_and_numbers() {
+        let all = Day::value_variants().iter().map(|day| (day.name(), day.number()));
+        let days = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+        assert!(all.eq(days.into_iter().zip([1, 2, 3, 4, 5, 6, 0])));
     }
 
     #[test]
@@ -503,6 +666,7 @@ mod tests {
             program: Path::new("/bin/forgekeep"),
             config: Path::new("/etc/forgekeep.toml"),
             store: None,
+            scratch: None,
             instance: "a",
         };
         for anything in [false, true] {
