@@ -1,5 +1,7 @@
 //! Drills: restores into scratch space that prove a snapshot.
 
+use crate::check_records::records;
+use crate::keys;
 use crate::support::gitlab::database::{CI, MAIN};
 use crate::support::gitlab::{self, Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
@@ -87,23 +89,34 @@ fn a_healthy_snapshot_passes_and_leaves_nothing_behind() {
     let checks = lines(&all, "check");
     let names: Vec<_> = checks.iter().map(|check| check["name"].as_str().expect("text")).collect();
     let [main, ci] = [MAIN, CI].map(|name| format!("database-{name}"));
-    assert_eq!(names, ["repositories", &main, &ci], "{checks:?}");
-    for check in checks {
+    assert_eq!(names, ["repositories", &main, &ci, "secrets", "files"], "{checks:?}");
+    let words =
+        ["snippets and group wikis: ", " rows loaded", " rows loaded", "", "all are present"];
+    for (check, words) in checks.iter().zip(words) {
         assert_eq!(check["verdict"], "ok", "{check}");
-        let text = check["text"].as_str().expect("text");
-        assert!(text.contains("reference") || text.contains(" rows loaded"), "{check}");
+        assert!(check["text"].as_str().expect("text").contains(words), "{check}");
     }
     assert_eq!(processes(&bench), 0);
+    assert_eq!((&summary["result"], &summary["recorded"]), (&"good".into(), &true.into()));
+    let record = &records(&bench.sandbox)[0];
+    assert_eq!((&record["kind"], &record["level"]), (&"drill".into(), &"whole".into()));
+    assert_eq!((&record["instance"], &record["result"]), (&"forge".into(), &"good".into()));
+    assert_eq!(record["snapshots"], serde_json::json!([summary["snapshot"]]));
+    assert_eq!(record["rpo_seconds"], summary["rpo_seconds"]);
+    assert_eq!(record["parts"].as_array().expect("parts").len(), lines(&all, "check").len());
+    let listed = configured(&bench.sandbox, ["snapshots", "--json"]).run().ok().json();
+    assert_eq!(listed[0]["checked"]["standing"], "checked", "{listed:?}");
 
     let outcome = bench.drill(&["latest", "--sample", "2"]).run().ok();
     bench.assert_no_scratch();
     let text = outcome.all_output();
-    assert!(text.contains("repositories: 2 of 8 projects: "), "{text}");
+    assert!(text.contains("repositories: 2 of 8 projects, 1 of "), "{text}");
     assert!(text.contains("forge: drill of snapshot ") && text.contains(" passed\n"), "{text}");
 
     // Without time, nothing is proven.
     let outcome = bench.drill(&["--time-limit", "1ns", "--json"]).run().ends_with(3);
     assert_eq!(verdict(&outcome), "unknown");
+    assert_eq!(records(&bench.sandbox)[0]["result"], "incomplete");
     bench.drill(&["--time-limit", "soon"]).run().ends_with(2);
 }
 
@@ -143,6 +156,92 @@ fn a_broken_repository_in_a_snapshot_is_named() {
     let text = bench.drill(&["--whole"]).run().ends_with(3).all_output();
     assert!(!text.contains("NOT COMPLETE"), "{text}");
     assert!(text.contains("faulty: ") && text.contains(" FAILED\n"), "{text}");
+    let record = &records(&bench.sandbox)[0];
+    assert_eq!((&record["result"], &record["faulty"]), (&"faulty".into(), &record["snapshots"]));
+    let reason = record["message"].as_str().expect("a reason");
+    assert!(reason.starts_with("repositories: 8 of 8 projects, "), "{record}");
+    let shown = configured(&bench.sandbox, ["snapshots"]).run().ok().stdout;
+    assert!(shown.contains("  FAULTY  "), "{shown}");
+    let shown = configured(&bench.sandbox, ["inspect", "--instance", "forge", "latest"]).run();
+    assert!(shown.ok().stdout.contains(": whole, faulty\n"));
+    // All bytes are as they were stored, but only a drill looks into them.
+    configured(&bench.sandbox, ["check", "--read-data"]).run().ok();
+    let shown = configured(&bench.sandbox, ["snapshots"]).run().ok().stdout;
+    assert!(shown.contains("  FAULTY  "), "{shown}");
+}
+
+/// Returns the verdict and the words of the check of this name.
+#[track_caller]
+fn check(outcome: &Outcome, name: &str) -> (String, String) {
+    let all = outcome.json();
+    let found = lines(&all, "check").into_iter().find(|check| check["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("{name}: {all:?}"));
+    (found["verdict"].as_str().expect("a word").to_owned(), found.to_string())
+}
+
+#[test]
+fn keys_and_sign_on_of_the_snapshot_fit_its_databases() {
+    need_root();
+    let gitlab = Builder::new().mattermost().build();
+    keys::encrypt(&gitlab);
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let bench = Bench { gitlab, sandbox, scratch: gitlab::short_dir() };
+    backup(&bench.sandbox).run().ok();
+    let outcome = bench.whole(0);
+    let (verdict, text) = check(&outcome, "secrets");
+    assert!(verdict == "ok" && text.contains("9 encrypted values tried"), "{text}");
+    let (verdict, text) = check(&outcome, "single-sign-on");
+    assert!(verdict == "ok" && text.contains("GitLab has the id and the secret"), "{text}");
+
+    // The instance itself has lost its sign-on; its snapshot is as good as it is.
+    let uid = "update oauth_applications set uid = 'another'";
+    bench.gitlab.postgres.sql(MAIN, uid);
+    backup(&bench.sandbox).run().ok();
+    let outcome = bench.whole(0);
+    assert_eq!(check(&outcome, "single-sign-on").0, "warning");
+    assert_eq!(summary(&outcome.json())["result"], "good");
+
+    keys::change_secrets(&bench.gitlab, |rails| rails["db_key_base"] = "another".into());
+    backup(&bench.sandbox).run().ends_with(3);
+    let outcome = bench.whole(3);
+    let (verdict, text) = check(&outcome, "secrets");
+    assert!(verdict == "failed" && text.contains("do not decrypt the database"), "{text}");
+    assert!(records(&bench.sandbox)[0]["message"].to_string().contains("secrets: the keys of"));
+}
+
+#[test]
+fn files_that_rows_of_the_sample_name_must_be_in_the_snapshot() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let uploads = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/@hashed");
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "exclude = ['**/uploads/@hashed/**']");
+    let bench = Bench { gitlab, sandbox, scratch: gitlab::short_dir() };
+    backup(&bench.sandbox).run().ends_with(3);
+    let (verdict, text) = check(&bench.whole(3), "files");
+    assert!(verdict == "failed" && text.contains("uploads row"), "{text}");
+
+    // A single file that the instance itself has lost is a warning.
+    configure(&bench.sandbox, &bench.gitlab, "");
+    let found = bench.sandbox.tool("find").args([&uploads]).args(["-type", "f"]).run().ok();
+    std::fs::remove_file(found.stdout.lines().next().expect("an upload")).expect("removes");
+    backup(&bench.sandbox).run().ok();
+    let outcome = bench.whole(0);
+    let (verdict, text) = check(&outcome, "files");
+    assert!(verdict == "warning" && text.contains("uploads row"), "{text}");
+
+    // Only the rows of sampled projects are compared.
+    let rows = |more: &[&str]| {
+        let outcome = bench.drill(&["--json"]).args(more).run().ok();
+        let (_, text) = check(&outcome, "files");
+        let words: Vec<&str> = text.split([' ', '"']).collect();
+        let at = words.iter().position(|word| *word == "rows").unwrap_or_else(|| panic!("{text}"));
+        words[at - 1].parse::<u64>().unwrap_or_else(|_| panic!("{text}"))
+    };
+    let all = rows(&["--whole"]);
+    let one = rows(&["--sample", "1"]);
+    assert!(one < all, "{one} of {all}");
 }
 
 /// Returns the segments of the store.
@@ -207,6 +306,7 @@ fn an_interrupted_drill_leaves_neither_data_nor_processes() {
         running.interrupt();
         let outcome = running.wait();
         assert_eq!(outcome.code(), Some(130), "{name}: {}", outcome.all_output());
+        assert!(records(&bench.sandbox).is_empty());
         bench.assert_no_scratch();
         assert_eq!(processes(&bench), 0, "{name}");
     }
@@ -247,6 +347,9 @@ fn a_scratch_directory_that_does_not_fit_is_refused() {
     let outcome = bench.drill(&["--whole"]).run();
     mount(&["umount"]);
     outcome.fails(1, &["the sample needs", "of scratch space"]);
+    let record = &records(&bench.sandbox)[0];
+    assert_eq!(record["result"], "failed");
+    assert!(record["message"].as_str().expect("a reason").contains("of scratch space"), "{record}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn values() -> Value {
 }
 
 /// Changes `gitlab-secrets.json`.
-fn change_secrets(gitlab: &Gitlab, change: impl FnOnce(&mut Value)) {
+pub fn change_secrets(gitlab: &Gitlab, change: impl FnOnce(&mut Value)) {
     let path = gitlab.path("etc/gitlab/gitlab-secrets.json");
     let text = std::fs::read_to_string(&path).expect("reads");
     let mut secrets: Value = serde_json::from_str(&text).expect("JSON");
@@ -22,8 +22,14 @@ fn change_secrets(gitlab: &Gitlab, change: impl FnOnce(&mut Value)) {
 /// An instance with encrypted values of all forms and the keys that decrypt them.
 fn encrypted() -> Gitlab {
     let gitlab = Builder::new().build();
+    encrypt(&gitlab);
+    gitlab
+}
+
+/// Gives an instance encrypted values of all forms and the keys that decrypt them.
+pub fn encrypt(gitlab: &Gitlab) {
     let values = values();
-    change_secrets(&gitlab, |rails| {
+    change_secrets(gitlab, |rails| {
         for (name, key) in values["keys"].as_object().expect("keys") {
             rails[name] = key.clone();
         }
@@ -63,7 +69,6 @@ fn encrypted() -> Gitlab {
     }
     let record = &values["records"]["sha256"];
     sql(format!("insert into cloud_connector_keys (secret_key) values ('{record}')"));
-    gitlab
 }
 
 /// Verdict and words of the check of this name.

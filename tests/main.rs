@@ -2,6 +2,8 @@
 
 /// Checks and restores find the same losses.
 mod agreement;
+/// Records of checks in the store.
+mod check_records;
 /// Every command, end to end.
 mod cli;
 /// Promised numbers of listings, reads and requests.

@@ -312,6 +312,70 @@ fn a_notification_has_warnings_and_a_refused_run_sends_none() {
 }
 
 #[test]
+fn drills_and_checks_are_reported_apart_from_backups() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let listener = Listener::http(&sandbox);
+    std::fs::create_dir(sandbox.path("metrics")).expect("a directory");
+    let notifiers = format!(
+        "[[notify]]\nkind = 'ping'\nurl = '{}'\ndrill-url = '{}'\n\
+         [[notify]]\nkind = 'webhook'\nurl = '{}'\nwhen = 'always'\n\
+         [[notify]]\nkind = 'textfile'\ndirectory = '{}'\n",
+        listener.url("/backup"),
+        listener.url("/drill"),
+        listener.url("/hook"),
+        sandbox.text("metrics"),
+    );
+    plain(&sandbox, "", "", &notifiers);
+    backup(&sandbox).run().ok();
+    let scratch = crate::support::gitlab::short_dir();
+    let scratch = scratch.path().to_str().expect("text").to_owned();
+    let drill = || configured(&sandbox, ["drill", "forge", "--scratch", &scratch]).run();
+    let known = listener.requests().len();
+    let new_paths = || {
+        let requests = listener.requests();
+        let paths = requests[known..].iter().map(|one| one["path"].as_str().expect("a path"));
+        let mut paths: Vec<String> =
+            paths.map(|path| path.split('?').next().expect("a path").to_owned()).collect();
+        paths.sort();
+        paths
+    };
+    let metric = |file: &str, start: &str| {
+        let text = String::from_utf8(sandbox.read(format!("metrics/{file}"))).expect("text");
+        sandbox.tool("promtool").args(["check", "metrics"]).input(&text[..]).run().ok();
+        let line = text.lines().find(|line| line.starts_with(start)).expect("is there");
+        line.rsplit(' ').next().expect("a value").to_owned()
+    };
+    let of_backup = sandbox.read("metrics/forgekeep_forge.prom");
+    drill().ok();
+    assert_eq!(new_paths(), ["/drill/0", "/hook"]);
+    let result = "forgekeep_last_drill_result{backup=\"forge\"}";
+    assert_eq!(metric("forgekeep.drill_forge.prom", result), "0");
+    assert_eq!(sandbox.read("state/last-drill/forge"), b"done");
+    configured(&sandbox, ["check"]).run().ok();
+    assert_eq!(new_paths(), ["/drill/0", "/hook", "/hook"]);
+    let result = "forgekeep_last_check_result{store=\"main\"}";
+    assert_eq!(metric("forgekeep.check_main.prom", result), "0");
+    let requests = listener.requests();
+    let text = requests.last().expect("one")["body"].to_string();
+    assert!(text.contains("check of store main on "), "{text}");
+
+    // A missing store is a failure of the drill.
+    std::fs::rename(sandbox.path("store"), sandbox.path("elsewhere")).expect("renames");
+    drill().ends_with(10);
+    assert_eq!(new_paths(), ["/drill/0", "/drill/1", "/hook", "/hook", "/hook"]);
+    let success = "forgekeep_last_drill_success_timestamp_seconds";
+    assert_ne!(metric("forgekeep.drill_forge.prom", success), "0");
+    let result = "forgekeep_last_drill_result{backup=\"forge\"}";
+    assert_eq!(metric("forgekeep.drill_forge.prom", result), "2");
+    assert_eq!(sandbox.read("state/last-drill/forge"), b"not done");
+    assert_eq!(sandbox.read("metrics/forgekeep_forge.prom"), of_backup);
+    // A test of this event goes to the address of drills.
+    configured(&sandbox, ["notify", "test", "--as", "drill"]).run().ok();
+    assert_eq!(new_paths().iter().filter(|path| *path == "/drill/3").count(), 1);
+}
+
+#[test]
 fn a_failed_recovery_does_not_stop_the_others() {
     let sandbox = Sandbox::new();
     plain(&sandbox, "", "", "");

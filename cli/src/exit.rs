@@ -89,6 +89,15 @@ impl Failure {
         }
     }
 
+    /// Returns true if the user stopped the command.
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            Failure::Store(error) => matches!(error, Error::Interrupted),
+            Failure::Forge(error) => error.is_interrupted(),
+            _ => false,
+        }
+    }
+
     /// Returns error message and hint; `None` if there is nothing more to print.
     pub fn words(&self) -> Option<(String, Option<String>)> {
         match self {

@@ -12,7 +12,8 @@ use forge::service::step::Step;
 use forge::settings::Mode;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
-use store::entry::{Entry, EntryKind, display_path};
+use store::check_record::{CheckKind, CheckRecord, CheckResult, Judged, Standing};
+use store::entry::{Entry, EntryKind, Time, display_path};
 use store::id::SnapshotId;
 use store::index::Totals;
 use store::snapshot::{Snapshot, Statistics};
@@ -184,6 +185,8 @@ pub struct CheckSummary<'a> {
     pub paths_lost: u64,
     /// True if neither damage nor loss was found.
     pub clean: bool,
+    /// True if the store keeps a record of this check.
+    pub recorded: bool,
 }
 
 /// Plan of an instance with the faults that were found.
@@ -464,6 +467,8 @@ pub struct InspectedSnapshot {
     pub run_id: Option<String>,
     /// Figures of the backup.
     pub statistics: Statistics,
+    /// The last checks and drills of the snapshot, newest first.
+    pub examinations: Vec<SnapshotCheck>,
     #[serde(flatten)]
     pub manifest: Manifest,
 }
@@ -691,6 +696,8 @@ pub struct DrillSummary<'a> {
     pub snapshot_time: String,
     /// Worst verdict of the checks.
     pub verdict: Verdict,
+    /// Result, as in the record of the drill.
+    pub result: CheckResult,
     /// Number of projects in the sample.
     pub projects: u64,
     /// Number of projects in the snapshot.
@@ -720,6 +727,8 @@ pub struct DrillSummary<'a> {
     pub rto_seconds: f64,
     /// Duration of the drill in seconds.
     pub seconds_elapsed: f64,
+    /// True if the store keeps a record of this drill.
+    pub recorded: bool,
 }
 
 /// Result of a restore.
@@ -850,6 +859,8 @@ pub struct SnapshotLine<'a> {
     pub errors: u64,
     /// The instance, if this is the backup of one.
     pub instance: Option<SnapshotInstance<'a>>,
+    /// Result of checks and drills; null without any.
+    pub checked: Option<SnapshotChecked>,
     /// Figures of the backup.
     pub summary: Statistics,
     /// Source paths. Bytes that are not UTF-8 are escaped.
@@ -867,6 +878,39 @@ pub struct SnapshotInstance<'a> {
     pub is_complete: bool,
 }
 
+/// A check or a drill of a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SnapshotCheck {
+    /// Command that examined it.
+    pub kind: CheckKind,
+    /// Extent: `structure`, `share`, `part` or `data` of a check, `sample` or `whole` of a drill.
+    pub level: &'static str,
+    /// Start (RFC 3339, UTC).
+    pub time: String,
+    /// Result for this snapshot.
+    pub result: CheckResult,
+    /// Duration in seconds.
+    pub seconds: f64,
+    /// Duration of the restore in seconds; null for a check.
+    pub rto_seconds: Option<f64>,
+    /// Reason of a result that is not good.
+    pub message: Option<String>,
+}
+
+/// Standing of a snapshot by the records of checks and drills.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SnapshotChecked {
+    /// The standing.
+    pub standing: Standing,
+    /// Command whose record decides it.
+    pub kind: CheckKind,
+    /// Extent of that examination: `structure`, `share`, `part` or `data` of a check, `sample` or
+    /// `whole` of a drill.
+    pub level: &'static str,
+    /// Start of that examination (RFC 3339, UTC).
+    pub time: String,
+}
+
 /// Sizes of the store and of the selected snapshots.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Stats {
@@ -874,6 +918,8 @@ pub struct Stats {
     pub store: String,
     /// Number of selected snapshots.
     pub snapshots_count: usize,
+    /// Number of those that are checked.
+    pub snapshots_checked: usize,
     /// Bytes of the files in all selected snapshots.
     pub total_restore_size: u64,
     /// Bytes of all segments.
@@ -968,9 +1014,29 @@ impl From<&Entry> for Node {
     }
 }
 
+impl SnapshotCheck {
+    /// Describes the examination of one of the snapshots of a record.
+    pub fn of(record: &CheckRecord, id: &SnapshotId) -> SnapshotCheck {
+        SnapshotCheck {
+            kind: record.kind,
+            level: record.level.name(),
+            time: utc_time(Time { seconds: record.started, nanoseconds: 0 }),
+            result: record.outcome_for(id),
+            seconds: record.seconds,
+            rto_seconds: record.rto_seconds,
+            message: record.message.clone(),
+        }
+    }
+}
+
 impl<'a> SnapshotLine<'a> {
     /// Describes a snapshot.
-    pub fn of(store: &'a str, id: &SnapshotId, snapshot: &'a Snapshot) -> SnapshotLine<'a> {
+    pub fn of(
+        store: &'a str,
+        id: &SnapshotId,
+        snapshot: &'a Snapshot,
+        judged: Option<&Judged>,
+    ) -> SnapshotLine<'a> {
         SnapshotLine {
             store,
             id: id.to_string(),
@@ -990,6 +1056,12 @@ impl<'a> SnapshotLine<'a> {
                 name: &instance.name,
                 kind: &instance.kind,
                 is_complete: instance.is_complete,
+            }),
+            checked: judged.map(|judged| SnapshotChecked {
+                standing: judged.standing,
+                kind: judged.kind,
+                level: judged.level.name(),
+                time: utc_time(Time { seconds: judged.started, nanoseconds: 0 }),
             }),
             summary: snapshot.statistics,
             paths: snapshot.paths.iter().map(|source| path(source).0).collect(),

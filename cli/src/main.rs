@@ -15,6 +15,8 @@ mod json;
 
 mod ui;
 
+mod examination;
+
 mod selector;
 
 mod select;

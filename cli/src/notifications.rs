@@ -1,4 +1,5 @@
 //! Notifications of one run of an instance: its start, its end, and silences of the monitoring.
+//! Results of checks and drills.
 
 use crate::config::Config;
 use crate::notify::{self, Notification, Notifier, NotifyError, Origin, Silenced, What};
@@ -9,8 +10,9 @@ use crate::ui::Ui;
 use forge::recovery::{Monitor, Record, Undo};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use store::check_record::CheckRecord;
 use store::entry::{Displayed, Time};
 use store::observe::Progress;
 
@@ -65,27 +67,8 @@ impl<'a> Notifications<'a> {
 
     /// Sends the record of the run, and keeps its result for the next run.
     pub fn ended(&self, record: &RunRecord) {
-        let previous = match std::fs::read_to_string(&self.memory).as_deref() {
-            Ok("done") => Some(true),
-            Ok(_) => Some(false),
-            Err(_) => None,
-        };
-        // A stop request to the run is not a stop request to the notifications.
-        let was_stopped = self.ui.wants_stop();
-        let wants_stop = || !was_stopped && self.ui.wants_stop();
-        let notification = Notification { previous, ..self.notification(What::Ended(record)) };
-        self.warn(notify::send(self.notifiers, &notification, &wants_stop));
-        let word = if record.is_good() { "done" } else { "not done" };
-        let dir = self.memory.parent().unwrap_or(&self.memory);
-        let made = std::fs::create_dir_all(dir)
-            .map_err(|source| forge::Error::Write { path: dir.to_owned(), source });
-        let kept = made.and_then(|()| forge::file::replace(&self.memory, 0o644, word.as_bytes()));
-        if let Err(error) = kept {
-            self.ui.warn(&format!(
-                "{error}; the next run will not know this result; check the disk and the permissions of {}",
-                dir.displayed()
-            ));
-        }
+        let notification = self.notification(What::Ended(record));
+        self.warn(send(self.ui, self.notifiers, notification, &self.memory));
     }
 
     /// Ends silences that monitoring cannot end ahead of time. Waits until they are due.
@@ -122,6 +105,52 @@ impl<'a> Notifications<'a> {
             }
         }
     }
+}
+
+/// Sends the record of a check of a store, or of a drill of an instance, of this name.
+pub fn examined(ui: &Ui, config: &Config, name: &str, run: RunId, record: &CheckRecord) {
+    let origin = Origin { instance: name, host: &record.host, run, is_test: false };
+    let what = What::Examined(record);
+    let notification = Notification { origin, at: now(), what, previous: None };
+    let memory = config.state.join(format!("last-{}", record.kind.name())).join(name);
+    if config.notify.is_empty() {
+        return;
+    }
+    for warning in send(ui, &config.notify, notification, &memory) {
+        ui.warn(&warning.to_string());
+    }
+}
+
+/// Sends a result with that of the previous run, which is in the file `memory`, and keeps it there
+/// for the next run. Returns errors of notifiers.
+fn send(
+    ui: &Ui,
+    notifiers: &[Notifier],
+    notification: Notification<'_>,
+    memory: &Path,
+) -> Vec<NotifyError> {
+    let previous = match std::fs::read_to_string(memory).as_deref() {
+        Ok("done") => Some(true),
+        Ok(_) => Some(false),
+        Err(_) => None,
+    };
+    // A stop request to the run is not a stop request to the notifications.
+    let was_stopped = ui.wants_stop();
+    let wants_stop = || !was_stopped && ui.wants_stop();
+    let is_good = notification.what.is_good() == Some(true);
+    let errors = notify::send(notifiers, &Notification { previous, ..notification }, &wants_stop);
+    let word = if is_good { "done" } else { "not done" };
+    let dir = memory.parent().unwrap_or(memory);
+    let made = std::fs::create_dir_all(dir)
+        .map_err(|source| forge::Error::Write { path: dir.to_owned(), source });
+    let kept = made.and_then(|()| forge::file::replace(memory, 0o644, word.as_bytes()));
+    if let Err(error) = kept {
+        ui.warn(&format!(
+            "{error}; the next run will not know this result; check the disk and the permissions of {}",
+            dir.displayed()
+        ));
+    }
+    errors
 }
 
 impl Monitor for Notifications<'_> {

@@ -1,4 +1,4 @@
-//! Notifies people and their monitoring about runs, and silences the monitoring while services are
+//! Notifies people and their monitoring about backups, checks and drills, and silences the monitoring while services are
 //! stopped.
 //!
 //! A notifier is one file in this module and one variant of [`Notifier`]. No notifier ever makes a
@@ -19,7 +19,6 @@ mod zabbix_maintenance;
 pub use error::NotifyError;
 pub use notification::{Notification, Origin, What};
 
-use crate::run_record::RunRecord;
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use notification::OwnedNotification;
@@ -63,14 +62,14 @@ trait Notify {
         None
     }
 
-    /// Returns its address, if it has one that may be a secret.
-    fn address(&self) -> Option<&Address> {
-        None
+    /// Returns its addresses that may be secrets.
+    fn addresses(&self) -> Vec<&Address> {
+        Vec::new()
     }
 
     /// Returns true if [`Notify::notify`] sends anything for this notification.
     fn sends(&self, notification: &Notification) -> bool {
-        matches!(notification.what, What::Ended(_))
+        matches!(notification.what, What::Ended(_) | What::Examined(_))
     }
 
     /// Time limit of one operation, including all tries.
@@ -154,7 +153,7 @@ impl Notifier {
     /// Returns the fault of its settings with which it never sends anything. Reads no secret.
     pub fn fault(&self) -> Option<NotifyError> {
         let notifier = self.as_notify();
-        let plain = notifier.address().and_then(|address| match address {
+        let plain = notifier.addresses().into_iter().find_map(|address| match address {
             Address::Plain(address) => http::server(address).err(),
             Address::Secret(_) => None,
         });
@@ -163,11 +162,11 @@ impl Notifier {
 
     /// Returns the fault of an address in a file. Runs no command, which may ask for a password.
     pub fn fault_of_file(&self) -> Option<NotifyError> {
-        let Some(Address::Secret(secret @ Secret::File(_))) = self.as_notify().address() else {
-            return None;
-        };
-        // A file that cannot be read is a fault of the secret.
-        http::server(secret.read().ok()?.reveal()).err()
+        self.as_notify().addresses().into_iter().find_map(|address| {
+            let Address::Secret(secret @ Secret::File(_)) = address else { return None };
+            // A file that cannot be read is a fault of the secret.
+            http::server(secret.read().ok()?.reveal()).err()
+        })
     }
 
     /// Returns the secrets it needs.
@@ -416,16 +415,14 @@ pub enum When {
 }
 
 impl When {
-    /// Returns the record if the notification is one that this setting reports.
-    fn wanted<'a>(self, notification: &Notification<'a>) -> Option<&'a RunRecord> {
-        let What::Ended(record) = notification.what else { return None };
-        let is_good = record.is_good();
-        let is_wanted = match self {
+    /// Returns true if this setting reports the notification.
+    fn wants(self, notification: &Notification<'_>) -> bool {
+        let Some(is_good) = notification.what.is_good() else { return false };
+        match self {
             When::Always => true,
             When::Failure => !is_good || notification.previous == Some(false),
             When::Change => notification.previous.unwrap_or(true) != is_good,
-        };
-        is_wanted.then_some(record)
+        }
     }
 }
 
@@ -523,11 +520,11 @@ mod tests {
                 for (previous, wanted) in [None, Some(true), Some(false)].into_iter().zip(wanted) {
                     let mut notification = notification(What::Ended(&record));
                     notification.previous = previous;
-                    let is_wanted = when.wanted(&notification).is_some();
+                    let is_wanted = when.wants(&notification);
                     assert_eq!(is_wanted, wanted, "{when:?} {:?} {previous:?}", record.result);
                 }
             }
-            assert!(when.wanted(&notification(What::Started)).is_none());
+            assert!(!when.wants(&notification(What::Started)));
         }
     }
 

@@ -1,14 +1,18 @@
 use super::Global;
+use crate::examination::{self, Examination};
 use crate::exit::{Failure, usage, with_hint};
 use crate::json::{CheckSummary, DamagedObject, LostPath};
+use crate::notifications;
 use crate::report::{count, now, size};
 use crate::select::{self, ListFilter, Selection};
 use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
 use std::time::Duration;
 use store::check::{Damage, Object, ReadData, Report};
+use store::check_record::{CheckKind, CheckLevel, CheckRecord, CheckResult};
 use store::id::SnapshotId;
 use store::store::Store;
 
@@ -20,6 +24,9 @@ use store::store::Store;
 ///
 /// With SNAPSHOT or options that choose snapshots, it reads the trees of these snapshots only. It
 /// reads the tables of all segments, and all data with --read-data, in any case.
+///
+/// Each check leaves a record in the store, and `snapshots` shows which snapshots are checked. A user
+/// without write permission checks without a record.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -60,9 +67,16 @@ impl Check {
         let (store, watch) = global.open_for(instance, ui, "check")?;
         let only = self.only(&store, &wanted).inspect_err(|_| watch.end())?;
         let (ids, is_sure) = only.map_or((None, true), |(ids, is_sure)| (Some(ids), is_sure));
+        let examination = Examination::begin(CheckKind::Check)?;
         let report = store::check::check_some(&store, read_data, ids.as_ref());
         let future = future(&store);
         watch.end();
+        let record = record(&examination, level(read_data), report.as_ref());
+        let is_recorded =
+            record.as_ref().is_some_and(|record| examination::keep(&store, record, ui));
+        if let Some(record) = &record {
+            notify(global, &store, &examination, record, ui);
+        }
         let (report, future) = (report?, future?);
         for snapshot in &future {
             ui.warn(&format!(
@@ -79,7 +93,21 @@ impl Check {
         }
         superseded(ui, &report);
         let place = store.place();
-        let shown = show(ui, &place, &report, read_data, future.len(), watch.elapsed());
+        let summary = CheckSummary {
+            store: &place,
+            snapshots: report.snapshots,
+            snapshots_from_future: future.len() as u64,
+            snapshots_newer: report.newer.len() as u64,
+            segments: report.segments,
+            segments_read: report.segments_read,
+            bytes_read: report.bytes_read,
+            chunks: report.chunks,
+            num_errors: report.damage_count,
+            paths_lost: report.loss_count,
+            clean: report.is_clean(),
+            recorded: is_recorded,
+        };
+        let shown = show(ui, &summary, &report, read_data, watch.elapsed());
         // The exit code must be right even if printing the result failed.
         match report.is_clean() {
             false => Err(Failure::Damaged),
@@ -110,6 +138,78 @@ impl Check {
     }
 }
 
+/// Sends the record of a check, if the configuration has the store and notifiers.
+fn notify(
+    global: &Global,
+    store: &Store,
+    examination: &Examination,
+    record: &CheckRecord,
+    ui: &Ui,
+) {
+    // A check needs no configuration.
+    let Ok(Some(config)) = global.config.read_if_any() else { return };
+    let is_this = |path: &Path| {
+        let known = path.canonicalize().ok();
+        known.is_some() && known == store.root().and_then(|root| root.canonicalize().ok())
+    };
+    let mut known = config.stores.iter().filter(|(_, settings)| is_this(&settings.path));
+    if let Some((name, _)) = known.next() {
+        notifications::examined(ui, &config, name, examination.run(), record);
+    }
+}
+
+/// Returns the extent of a check, for its record.
+fn level(read_data: ReadData) -> CheckLevel {
+    match read_data {
+        ReadData::None => CheckLevel::Structure,
+        ReadData::All => CheckLevel::Data,
+        ReadData::Part { n, of } => CheckLevel::Part { n, of },
+        ReadData::Share { per_million, .. } => CheckLevel::Share { per_million },
+    }
+}
+
+/// Returns the record of a check; `None` if it was interrupted.
+fn record(
+    examination: &Examination,
+    level: CheckLevel,
+    report: Result<&Report, &store::Error>,
+) -> Option<CheckRecord> {
+    let mut record = examination.record(level);
+    let report = match report {
+        Err(store::Error::Interrupted) => return None,
+        Err(error) => return Some(examination::failed(record, error.to_string())),
+        Ok(report) => report,
+    };
+    let faulty: BTreeSet<SnapshotId> = report.losses.iter().map(|loss| loss.snapshot).collect();
+    let examined = report.examined.iter();
+    // Some losses are counted and not named; they may be those of any snapshot.
+    let is_known = |id: &SnapshotId| report.losses_unnamed == 0 || faulty.contains(id);
+    record.snapshots = examined.clone().map(|(id, _)| *id).filter(is_known).collect();
+    record.rpo_seconds = examined.map(|(_, start)| examination.age_of(*start)).min();
+    record.faults = report.damage_count.saturating_add(report.loss_count);
+    record.unknown = report.newer.len() as u64;
+    record.bytes = report.bytes_read;
+    record.result = match (record.faults, record.unknown) {
+        (0, 0) => CheckResult::Good,
+        (0, _) => CheckResult::Incomplete,
+        _ => CheckResult::Faulty,
+    };
+    record.message = match record.result {
+        CheckResult::Faulty => Some(format!(
+            "{} damaged, {} lost",
+            count(report.damage_count, "object"),
+            count(report.loss_count, "path")
+        )),
+        CheckResult::Incomplete => {
+            let snapshots = count(record.unknown, "snapshot");
+            Some(format!("{snapshots} of a newer version of forgekeep"))
+        }
+        _ => None,
+    };
+    record.faulty = faulty.into_iter().collect();
+    Some(record)
+}
+
 /// Returns the short ids of snapshots dated in the future, which were made under a wrong clock.
 fn future(store: &Store) -> Result<Vec<String>, Failure> {
     // Unreadable records are damage, which the check has already found.
@@ -137,10 +237,9 @@ fn superseded(ui: &Ui, report: &Report) {
 
 fn show(
     ui: &Ui,
-    place: &str,
+    summary: &CheckSummary<'_>,
     report: &Report,
     read_data: ReadData,
-    future: usize,
     elapsed: Duration,
 ) -> Result<(), Failure> {
     for damage in &report.damages {
@@ -164,19 +263,7 @@ fn show(
     if report.losses_unnamed > 0 {
         ui.line(format!("lost: more paths in {} other places", report.losses_unnamed))?;
     }
-    ui.json(&CheckSummary {
-        store: place,
-        snapshots: report.snapshots,
-        snapshots_from_future: future as u64,
-        snapshots_newer: report.newer.len() as u64,
-        segments: report.segments,
-        segments_read: report.segments_read,
-        bytes_read: report.bytes_read,
-        chunks: report.chunks,
-        num_errors: report.damage_count,
-        paths_lost: report.loss_count,
-        clean: report.is_clean(),
-    })?;
+    ui.json(summary)?;
     let read = match report.segments_read {
         0 if read_data == ReadData::None => "data not read".into(),
         0 => "no segment belongs to this part".into(),
@@ -188,7 +275,8 @@ fn show(
         ),
     };
     ui.remark(format!(
-        "{place}: {}, {}, {}; {read}, in {:.1} s",
+        "{}: {}, {}, {}; {read}, in {:.1} s",
+        summary.store,
         count(report.snapshots, "snapshot"),
         count(report.segments, "segment"),
         count(report.chunks, "chunk"),

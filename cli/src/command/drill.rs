@@ -1,16 +1,20 @@
 use super::Global;
 use super::instance;
 use super::projects::{self, Places};
+use crate::config::Config;
+use crate::examination::{self, Examination};
 use crate::exit::{Failure, other, with_hint};
 use crate::json::{DrillSummary, DrilledRepository};
-use crate::report::{count, local_time, now, size, utc_time};
+use crate::notifications;
+use crate::report::{count, local_time, size, utc_time};
 use crate::select::{self, Filter, Found};
 use crate::selector::Selector;
-use crate::ui::Ui;
+use crate::ui::{Ui, Watch};
 use clap::Args;
 use forge::catalogue::Project;
 use forge::check::{Check, Verdict};
 use forge::drill::Scratch;
+use forge::drill::contents;
 use forge::drill::databases::{self, Installed, ScratchServer};
 use forge::drill::git::{Finding, Git};
 use forge::kind::gitlab::repositories::reference_names;
@@ -23,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::backup::tree_path;
+use store::check_record::{CheckKind, CheckLevel, CheckRecord, CheckResult, ExaminedPart};
 use store::entry::{Displayed, Entry, EntryKind, display_path, is_within};
 use store::glob::Globs;
 use store::id::ChunkId;
@@ -35,19 +40,28 @@ use store::tree::TreeReader;
 
 /// Space for an empty cluster and its write-ahead log, in bytes.
 const CLUSTER_BYTES: u64 = 400 << 20;
+/// Projects of a sample for each other repository in it: that of a snippet or a group wiki.
+const OTHERS_SHARE: usize = 4;
 /// Space that a file or directory takes besides its content, in bytes.
 const ENTRY_BYTES: u64 = 4096;
 
 /// Prove that a snapshot of an instance can be restored
 ///
-/// A drill restores a random sample of projects with their wikis, designs and pools into scratch
-/// space, and removes it at the end. `git fsck` checks all objects of each repository. The references of
+/// A drill restores a random sample of projects with their wikis, designs and pools, and of snippets
+/// and group wikis, into scratch space, and removes it at the end. `git fsck` checks all objects of each repository. The references of
 /// each are compared with those in the snapshot. Of an instance without projects, the drill restores a
 /// random sample of files and compares each with the snapshot.
 ///
 /// All database dumps are loaded into a PostgreSQL server in the scratch space, and the rows of each
 /// table are compared with the number that the backup counted. The drill uses the newest installed
 /// server. Without one of the snapshot's version or newer, it does not examine the databases.
+///
+/// The keys of the snapshot are tried on encrypted values of the loaded databases. Mattermost's sign-on
+/// is compared with GitLab's applications. The uploads, LFS objects, artifacts and other files that
+/// rows of the restored projects name must be in the snapshot, with the right size.
+///
+/// Each drill leaves a record in the store, and `snapshots` shows which snapshots are checked. A user
+/// without write permission drills without a record.
 ///
 /// As root, git and PostgreSQL run as user nobody. The drill needs no running instance, and changes
 /// neither the instance nor its snapshots. The exit code is 3 if something has a fault or could not
@@ -84,23 +98,76 @@ pub struct Drill {
 impl Drill {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let selector = Selector::read(&self.snapshot)?;
+        let examination = Examination::begin(CheckKind::Drill)?;
         // A machine that only tests snapshots may have no configuration.
-        let place = match &global.store {
-            Some(place) => place.clone(),
-            None => instance::place_of(&global.config.read()?, &self.instance, global)?,
+        let config = match &global.store {
+            Some(_) => global.config.read_if_any().unwrap_or_else(|failure| {
+                let (reason, _) = failure.words().unwrap_or_default();
+                ui.warn(&format!("sending no notification: {reason}"));
+                None
+            }),
+            None => Some(global.config.read()?),
         };
-        let (store, watch) = super::open(&place, ui, Purpose::Read, "drill")?;
-        // A second signal must not leave scratch data behind.
-        ui.hold();
-        let done = self.drill(&store, &selector);
-        watch.end();
-        self.show(ui, &done?, &store.place())
+        let mut record = CheckRecord {
+            instance: Some(self.instance.clone()),
+            ..examination.record(if self.whole { CheckLevel::Whole } else { CheckLevel::Sample })
+        };
+        let (store, done) = match self.open(global, config.as_ref(), ui) {
+            Ok((store, watch)) => {
+                let done = self.examine(&store, &selector, &examination, &mut record);
+                watch.end();
+                (Some(store), done)
+            }
+            Err(failure) => (None, Err(failure)),
+        };
+        let mut is_recorded = false;
+        if let Some(record) = recorded(record, &examination, done.as_ref()) {
+            is_recorded = store.as_ref().is_some_and(|store| examination::keep(store, &record, ui));
+            if let Some(config) = &config {
+                notifications::examined(ui, config, &self.instance, examination.run(), &record);
+            }
+        }
+        let place = store.map_or_else(String::new, |store| store.place());
+        self.show(ui, &done?, &place, is_recorded)
     }
 
-    fn drill(&self, store: &Store, selector: &Selector) -> Result<Done, Failure> {
-        let (started, begin) = (Instant::now(), now());
-        let Found { id, snapshot, is_sure } =
-            select::find_of_instance(store, selector, &self.instance, &self.filter)?;
+    fn open(
+        &self,
+        global: &Global,
+        config: Option<&Config>,
+        ui: &Ui,
+    ) -> Result<(Store, Arc<Watch>), Failure> {
+        let place = match (&global.store, config) {
+            (None, Some(config)) => instance::place_of(config, &self.instance, global)?,
+            _ => global.place()?,
+        };
+        let opened = super::open(&place, ui, Purpose::Read, "drill")?;
+        // A second signal must not leave scratch data behind.
+        ui.hold();
+        Ok(opened)
+    }
+
+    /// Drills the chosen snapshot, and puts it into the record.
+    fn examine(
+        &self,
+        store: &Store,
+        selector: &Selector,
+        examination: &Examination,
+        record: &mut CheckRecord,
+    ) -> Result<Done, Failure> {
+        let found = select::find_of_instance(store, selector, &self.instance, &self.filter)?;
+        record.snapshots = vec![found.id];
+        record.rpo_seconds = Some(examination.age_of(found.snapshot.start));
+        self.drill(store, &found, examination)
+    }
+
+    fn drill(
+        &self,
+        store: &Store,
+        found: &Found,
+        examination: &Examination,
+    ) -> Result<Done, Failure> {
+        let Found { id, snapshot, is_sure } = found;
         if !snapshot.is_complete() {
             let text = format!(
                 "snapshot {} is NOT COMPLETE; the drill examines only its content",
@@ -108,27 +175,35 @@ impl Drill {
             );
             store.observer().event(Event::Warning(text));
         }
-        let catalogue = projects::catalogue(store, &id, &snapshot)?;
+        let catalogue = projects::catalogue(store, id, snapshot)?;
         let has_projects = catalogue.is_some();
         let projects = catalogue.unwrap_or_default();
-        let places = Places::read(store, &id, &snapshot)?;
+        let places = Places::read(store, id, snapshot)?;
         let total = projects.len();
         let copied: Vec<Project> =
             projects.into_iter().filter(|project| project.is_copied).collect();
         let absent = total - copied.len();
-        let number = if self.whole { copied.len() } else { self.sample };
+        let others = projects::others(store, id, snapshot)?;
+        let others: Vec<_> = others.into_iter().filter(|other| other.is_copied).collect();
+        let total_others = others.len();
         let mut dice = Dice::random()?;
-        let projects = sample(copied, number, &mut dice);
+        let (projects, others) = match self.whole {
+            true => (copied, others),
+            false => (
+                sample(copied, self.sample, &mut dice),
+                sample(others, self.sample.div_ceil(OTHERS_SHARE), &mut dice),
+            ),
+        };
         let root = snapshot.root.chunk();
         let progress = store.observer().progress();
         let scratch = Scratch::make(&self.scratch, progress)?;
         let git = Git::find(&scratch, progress);
-        if git.is_none() && !projects.is_empty() {
+        if git.is_none() && !(projects.is_empty() && others.is_empty()) {
             let message = "git is not installed, so no repository can be examined";
             return Err(with_hint(message, "install git"));
         }
-        let deadline = started + self.time_limit;
-        let dumps = Dumps::of(instance::manifest(store, &id, &snapshot)?);
+        let deadline = Instant::now() + self.time_limit.saturating_sub(examination.elapsed());
+        let dumps = Dumps::of(instance::manifest(store, id, snapshot)?);
         let mut work = Work {
             store,
             root,
@@ -136,17 +211,20 @@ impl Drill {
             git,
             options: options(&scratch)?,
             deadline,
-            repositories: repositories(&projects, &places),
+            repositories: repositories(&projects, &others, &places),
             bytes_restored: 0,
         };
         self.check_space(&mut work, &dumps)?;
         let restoring = Instant::now();
         work.restore()?;
-        let mut checks = work.load(&dumps)?;
-        let (mut rto, mut file_counts) = (restoring.elapsed(), [0; 3]);
+        let ids = projects.iter().map(|project| project.id).collect();
+        let (mut checks, took) = work.load(&dumps, (!self.whole).then_some(ids))?;
+        // Comparing is not a part of a restore.
+        let (mut rto, mut file_counts) = (restoring.elapsed().saturating_sub(took), [0; 3]);
         work.examine()?;
         if has_projects {
-            checks.insert(0, check(&work.repositories, projects.len(), total));
+            let examined = [(projects.len(), total), (others.len(), total_others)];
+            checks.insert(0, check(&work.repositories, examined));
         } else {
             let number = (!self.whole).then_some(self.sample);
             let mut files = Files::new(&mut work);
@@ -156,11 +234,10 @@ impl Drill {
             checks.insert(0, files.check());
         }
         let (repositories, bytes_restored) = (work.repositories, work.bytes_restored);
-        let age = begin.seconds.saturating_sub(snapshot.start.seconds);
         Ok(Done {
             snapshot: id.to_string(),
             snapshot_time: snapshot.start.into(),
-            is_sure,
+            is_sure: *is_sure,
             projects: projects.len(),
             total,
             absent,
@@ -169,9 +246,9 @@ impl Drill {
             databases: dumps.databases.len(),
             repositories,
             bytes_restored,
-            age: Duration::from_secs(u64::try_from(age).unwrap_or_default()),
+            age: Duration::from_secs(examination.age_of(snapshot.start)),
             rto,
-            elapsed: started.elapsed(),
+            elapsed: examination.elapsed(),
         })
     }
 
@@ -202,14 +279,14 @@ impl Drill {
         Err(with_hint(message, "give a directory with more space (--scratch), or a lower --sample"))
     }
 
-    fn show(&self, ui: &Ui, done: &Done, place: &str) -> Result<(), Failure> {
-        let shown = self.print(ui, done, place);
+    fn show(&self, ui: &Ui, done: &Done, place: &str, is_recorded: bool) -> Result<(), Failure> {
+        let shown = self.print(ui, done, place, is_recorded);
         // The exit code must be right even if printing the result failed.
-        let is_good = done.verdict() == Verdict::Ok;
+        let is_good = done.result() == CheckResult::Good;
         if is_good && done.is_sure { shown } else { Err(Failure::Partial) }
     }
 
-    fn print(&self, ui: &Ui, done: &Done, place: &str) -> Result<(), Failure> {
+    fn print(&self, ui: &Ui, done: &Done, place: &str, is_recorded: bool) -> Result<(), Failure> {
         let counts = Counts::of(&done.repositories);
         let [files_ok, files_failed, total_files] = done.file_counts;
         for repository in &done.repositories {
@@ -235,6 +312,7 @@ impl Drill {
             snapshot: done.snapshot.clone(),
             snapshot_time: utc_time(done.snapshot_time),
             verdict: done.verdict(),
+            result: done.result(),
             projects: done.projects as u64,
             total_projects: done.total as u64,
             repositories_ok: counts.sound,
@@ -249,6 +327,7 @@ impl Drill {
             rpo_seconds: done.age.as_secs(),
             rto_seconds: done.rto.as_secs_f64(),
             seconds_elapsed: done.elapsed.as_secs_f64(),
+            recorded: is_recorded,
         })?;
         ui.remark(format!(
             "restored {} in {:.1} s; the snapshot of {} was {} old; drill took {:.1} s",
@@ -259,15 +338,12 @@ impl Drill {
             done.elapsed.as_secs_f64()
         ))?;
         let short = &done.snapshot[..8];
-        ui.line(match done.verdict() {
-            Verdict::Ok => {
-                format!("{}: drill of snapshot {short} in {place} passed", self.instance)
-            }
-            Verdict::Unknown => {
-                format!("{}: drill of snapshot {short} in {place} is NOT COMPLETE", self.instance)
-            }
-            _ => format!("{}: drill of snapshot {short} in {place} FAILED", self.instance),
-        })
+        let end = match done.result() {
+            CheckResult::Good => "passed",
+            CheckResult::Incomplete => "is NOT COMPLETE",
+            CheckResult::Faulty | CheckResult::Failed => "FAILED",
+        };
+        ui.line(format!("{}: drill of snapshot {short} in {place} {end}", self.instance))
     }
 }
 
@@ -341,12 +417,18 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Restores the dumps and loads them into a server.
-    fn load(&mut self, dumps: &Dumps) -> Result<Vec<Check>, Failure> {
-        if dumps.databases.is_empty() {
-            return Ok(Vec::new());
-        }
-        let unknown = |text: String| Ok(vec![Check::new("databases", Verdict::Unknown, text)]);
+    /// Restores the dumps and loads them into a server. Then compares their rows, of some projects
+    /// or of all, with the files of the snapshot; returns the time that this took.
+    fn load(
+        &mut self,
+        dumps: &Dumps,
+        projects: Option<BTreeSet<u64>>,
+    ) -> Result<(Vec<Check>, Duration), Failure> {
+        let one = |check| Ok((vec![check], Duration::ZERO));
+        let (Some(manifest), false) = (&dumps.manifest, dumps.databases.is_empty()) else {
+            return Ok((Vec::new(), Duration::ZERO));
+        };
+        let unknown = |text: String| one(Check::new("databases", Verdict::Unknown, text));
         let Some(installed) = &dumps.installed else {
             let version = dumps.version.as_deref().and_then(databases::major);
             let version =
@@ -363,7 +445,7 @@ impl Work<'_> {
             (format!("{}/{}", manifest::DIR, Dumps::DIR), self.scratch.path().join(Dumps::DIR));
         for entry in TreeReader::within(&self.root, from.as_bytes(), self.store) {
             if entry.as_ref().is_ok_and(is_device) {
-                return Ok(vec![Check::new("databases", Verdict::Failed, DEVICE)]);
+                return one(Check::new("databases", Verdict::Failed, DEVICE));
             }
         }
         let restored = store::restore::restore(
@@ -375,7 +457,7 @@ impl Work<'_> {
         );
         match restored {
             Err(error) if is_damage(&error) => {
-                return Ok(vec![Check::new("databases", Verdict::Failed, error.to_string())]);
+                return one(Check::new("databases", Verdict::Failed, error.to_string()));
             }
             Err(error) => return Err(error.into()),
             Ok(report) => self.bytes_restored += report.bytes_restored,
@@ -406,7 +488,21 @@ impl Work<'_> {
             let loaded = server.load(dumped, &target.join(file), left);
             checks.push(loaded.or_else(|error| not_loaded(&name, error))?);
         }
-        Ok(checks)
+        let comparing = Instant::now();
+        if self.left().is_zero() {
+            checks.push(Check::new("contents", Verdict::Unknown, OUT_OF_TIME));
+        } else {
+            let tree = View::Tree { store: self.store, root: self.root };
+            match contents::examine(&server, manifest, &tree, projects) {
+                Ok(more) => checks.extend(more),
+                Err(error) if error.is_interrupted() => return Err(error.into()),
+                Err(error) => {
+                    let text = format!("cannot compare the databases with the files: {error}");
+                    checks.push(Check::new("contents", Verdict::Unknown, text));
+                }
+            }
+        }
+        Ok((checks, comparing.elapsed()))
     }
 
     fn left(&self) -> Duration {
@@ -648,10 +744,62 @@ impl Done {
     fn verdict(&self) -> Verdict {
         self.checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Unknown)
     }
+
+    /// Returns the result of the drill.
+    fn result(&self) -> CheckResult {
+        let results = self.checks.iter().map(|check| result(check.verdict));
+        results.max().unwrap_or(CheckResult::Incomplete)
+    }
+}
+
+/// Returns the result of a part. A warning is about the instance, which the snapshot matches.
+fn result(verdict: Verdict) -> CheckResult {
+    match verdict {
+        Verdict::Ok | Verdict::Warning => CheckResult::Good,
+        Verdict::Unknown => CheckResult::Incomplete,
+        Verdict::Failed => CheckResult::Faulty,
+    }
+}
+
+/// Completes the record of a drill; `None` if it was interrupted.
+fn recorded(
+    mut record: CheckRecord,
+    examination: &Examination,
+    done: Result<&Done, &Failure>,
+) -> Option<CheckRecord> {
+    record.seconds = examination.elapsed().as_secs_f64();
+    let done = match done {
+        Err(failure) if failure.is_interrupted() => return None,
+        Err(failure) => {
+            let (message, _) = failure.words().unwrap_or_default();
+            return Some(examination::failed(record, message));
+        }
+        Ok(done) => done,
+    };
+    record.result = done.result();
+    record.bytes = done.bytes_restored;
+    record.rto_seconds = Some(done.rto.as_secs_f64());
+    let of = |wanted| done.checks.iter().filter(move |check| result(check.verdict) == wanted);
+    record.faults = of(CheckResult::Faulty).count() as u64;
+    record.unknown = of(CheckResult::Incomplete).count() as u64;
+    if record.result == CheckResult::Faulty {
+        record.faulty.clone_from(&record.snapshots);
+    }
+    let bad = of(CheckResult::Faulty).chain(of(CheckResult::Incomplete));
+    let lines: Vec<String> = bad.map(|check| format!("{}: {}", check.name, check.text)).collect();
+    record.message = (!lines.is_empty()).then(|| lines.join("\n"));
+    let parts = done.checks.iter().map(|check| ExaminedPart {
+        name: check.name.clone(),
+        result: result(check.verdict),
+        text: check.text.clone(),
+    });
+    record.parts = parts.collect();
+    Some(record)
 }
 
 /// Database dumps of a snapshot.
 struct Dumps {
+    manifest: Option<Manifest>,
     databases: Vec<Dumped>,
     /// Version of the server that made them.
     version: Option<String>,
@@ -665,9 +813,9 @@ impl Dumps {
 
     fn of(manifest: Option<Manifest>) -> Dumps {
         let (databases, version) =
-            manifest.map(|manifest| (manifest.databases, manifest.postgres)).unwrap_or_default();
+            manifest.clone().map(|of| (of.databases, of.postgres)).unwrap_or_default();
         let major = version.as_deref().and_then(databases::major).unwrap_or_default();
-        Dumps { databases, version, installed: Installed::newest(major) }
+        Dumps { manifest, databases, version, installed: Installed::newest(major) }
     }
 
     /// Returns the space that the dumps and the databases need, in bytes.
@@ -708,10 +856,17 @@ impl Counts {
 }
 
 /// Sums up the repositories of a sample.
-fn check(repositories: &[Repository], projects: usize, total: usize) -> Check {
+///
+/// Takes the number of projects in the sample and that of all, and the same of other repositories.
+fn check(repositories: &[Repository], examined: [(usize, usize); 2]) -> Check {
     let Counts { sound, faulty, unknown, references } = Counts::of(repositories);
+    let [(projects, total), (others, total_others)] = examined;
+    let others = match total_others {
+        0 => String::new(),
+        all => format!(", {others} of {all} snippets and group wikis"),
+    };
     let mut text = format!(
-        "{projects} of {}: {} without fault, {}",
+        "{projects} of {}{others}: {} without fault, {}",
         count(total as u64, "project"),
         count(sound, "repository"),
         count(references, "reference")
@@ -732,7 +887,11 @@ fn check(repositories: &[Repository], projects: usize, total: usize) -> Check {
 
 /// Returns the repositories of projects, each once. Pools come first, because others borrow from
 /// them.
-fn repositories(projects: &[Project], places: &Places) -> Vec<Repository> {
+fn repositories(
+    projects: &[Project],
+    of_no_project: &[forge::catalogue::Repository],
+    places: &Places,
+) -> Vec<Repository> {
     let (mut pools, mut others, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
     for project in projects {
         let own = places.of(project).unwrap_or_else(|| project.repository.clone());
@@ -748,6 +907,14 @@ fn repositories(projects: &[Project], places: &Places) -> Vec<Repository> {
         pool.into_iter().for_each(|path| add(&mut pools, path));
         add(&mut others, own);
         more.into_iter().flatten().for_each(|path| add(&mut others, path));
+    }
+    for other in of_no_project {
+        let path = places.within(&other.storage, &other.repository);
+        let path = path.unwrap_or_else(|| other.repository.clone());
+        if known.insert(path.clone()) {
+            let project = other.to_string();
+            others.push(Repository { project, path, is_restored: false, finding: None });
+        }
     }
     pools.append(&mut others);
     pools
@@ -861,7 +1028,7 @@ mod tests {
                     finding,
                 })
                 .collect();
-            check(&repositories, 1, 1).verdict
+            check(&repositories, [(1, 1), (0, 0)]).verdict
         };
         let (sound, faulty) = (Some(Finding::Sound(1)), Some(Finding::Faulty("x".into())));
         assert_eq!(of(&[sound.clone(), sound.clone()]), Verdict::Ok);

@@ -1,8 +1,9 @@
 use super::Global;
 use super::instance::{self, InstanceOrKind};
 use crate::config::Config;
+use crate::examination;
 use crate::exit::{Failure, usage, with_hint};
-use crate::json::{InspectSummary, InspectedSnapshot};
+use crate::json::{InspectSummary, InspectedSnapshot, SnapshotCheck};
 use crate::report::shown;
 use crate::report::{local_time, size, utc_time};
 use crate::run_id::RunId;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use store::backup::tree_path;
+use store::check_record::CheckRecord;
 use store::entry::Displayed;
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
@@ -33,7 +35,7 @@ use store::tree::TreeReader;
 /// is missing or wrong. The command only reports a check that cannot run.
 ///
 /// With SNAPSHOT, the command prints the state at the time of the backup: versions, databases, services,
-/// missing parts and the results of the checks. `latest` is the latest snapshot of this instance.
+/// missing parts and the results of the checks, and the last checks and drills of the snapshot. `latest` is the latest snapshot of this instance.
 ///
 /// With --as, the command inspects a copy or a restored tree: owners and modes, borrowed objects
 /// that are missing, old locks. DIR is the root of the machine or the directory of all data.
@@ -54,6 +56,9 @@ pub struct Inspect {
     #[command(flatten)]
     filter: Filter,
 }
+
+/// Maximum number of checks and drills of a snapshot that are shown: the newest.
+const CHECKS_MAX: usize = 5;
 
 impl Inspect {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
@@ -168,10 +173,21 @@ impl Inspect {
         let time = snapshot.start.into();
         let (place, at) = (store.place(), local_time(time));
         ui.line(format!("{name}: snapshot {} of {at} in {place}, {state}", id.short()))?;
+        let records = examination::read(&store, snapshot.start.seconds, ui);
+        let checks: Vec<&CheckRecord> = records
+            .iter()
+            .filter(|record| record.snapshots.contains(&id))
+            .take(CHECKS_MAX)
+            .collect();
         let root = snapshot.root.chunk();
         let is_stored =
             |path: &Path| TreeReader::within(&root, &tree_path(path), &store).next().is_some();
         show(ui, &manifest, &is_stored)?;
+        checks.iter().try_for_each(|record| {
+            let text =
+                format!("{}, {}", examination::shown(record), record.outcome_for(&id).name());
+            ui.line(format!("  {:13} {text}", "examined"))
+        })?;
         ui.json(&InspectedSnapshot {
             store: place,
             snapshot: id.to_string(),
@@ -179,6 +195,7 @@ impl Inspect {
             is_complete,
             run_id: snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
             statistics: snapshot.statistics,
+            examinations: checks.iter().map(|record| SnapshotCheck::of(record, &id)).collect(),
             manifest,
         })?;
         select::answered(is_sure)

@@ -6,9 +6,10 @@ use crate::select::{self, Filter, Found};
 use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
-use forge::catalogue::Project;
+use forge::catalogue::{Project, Repository};
 use forge::plan::Part;
 use forge::process::quoted_shown;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
@@ -103,21 +104,34 @@ pub fn catalogue(
     id: &SnapshotId,
     snapshot: &Snapshot,
 ) -> Result<Option<Vec<Project>>, Failure> {
-    let name = "projects.jsonl";
+    lines(store, id, snapshot, "projects.jsonl")
+}
+
+/// Returns the repositories of a snapshot that belong to no project: those of snippets and of group
+/// wikis.
+pub fn others(
+    store: &Store,
+    id: &SnapshotId,
+    snapshot: &Snapshot,
+) -> Result<Vec<Repository>, Failure> {
+    Ok(lines(store, id, snapshot, "repositories.jsonl")?.unwrap_or_default())
+}
+
+/// Returns the lines of a file about the instance; `None` if the snapshot lacks it.
+fn lines<T: DeserializeOwned>(
+    store: &Store,
+    id: &SnapshotId,
+    snapshot: &Snapshot,
+    name: &str,
+) -> Result<Option<Vec<T>>, Failure> {
     let Some(text) = instance::kept(store, snapshot, name)? else { return Ok(None) };
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let projects: Result<_, Failure> = lines
-        .map(|line| {
-            let wrong = |error| {
-                crate::exit::other(format!(
-                    "cannot read {name} of snapshot {}: {error}",
-                    id.short()
-                ))
-            };
-            serde_json::from_slice(line).map_err(wrong)
+    let read = |line| {
+        serde_json::from_slice(line).map_err(|error| {
+            crate::exit::other(format!("cannot read {name} of snapshot {}: {error}", id.short()))
         })
-        .collect();
-    projects.map(Some)
+    };
+    lines.map(read).collect::<Result<_, _>>().map(Some)
 }
 
 /// The catalogue of a snapshot.
@@ -149,7 +163,12 @@ impl Places {
 
     /// The absolute path of something in the storage of a project.
     pub fn below(&self, project: &Project, path: &str) -> Option<String> {
-        let dir = self.0.get(&forge::kind::gitlab::repositories::part(&project.storage))?;
+        self.within(&project.storage, path)
+    }
+
+    /// The absolute path of something in a storage.
+    pub fn within(&self, storage: &str, path: &str) -> Option<String> {
+        let dir = self.0.get(&forge::kind::gitlab::repositories::part(storage))?;
         Some(format!("{}/{path}", dir.trim_end_matches('/')))
     }
 }

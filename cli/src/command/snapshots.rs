@@ -1,4 +1,5 @@
 use super::Global;
+use crate::examination;
 use crate::exit::Failure;
 use crate::json::SnapshotLine;
 use crate::report::{count, local_time, now, size};
@@ -12,6 +13,10 @@ use store::snapshot::Instance;
 ///
 /// For a snapshot of an instance, the table shows its kind, its name, and whether it is complete,
 /// in place of the paths. --json prints both.
+///
+/// The column `checked` shows the day on which `check --read-data` read all data of a snapshot, or a
+/// drill passed. It shows `structure` after a check of less, and FAULTY if the newest check or the
+/// newest drill found a fault in the snapshot.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
@@ -27,9 +32,10 @@ impl Snapshots {
         let snapshots = select::snapshots(&store, &self.filter);
         watch.end();
         let Selection { snapshots, is_sure } = snapshots?;
+        let judged = examination::judge(&store, &snapshots, ui);
         let place = store.place();
         if !snapshots.is_empty() {
-            ui.remark("id        time                 host             size        paths, or the instance")?;
+            ui.remark("id        time                 host             size        checked     paths, or the instance")?;
         }
         for (id, snapshot) in &snapshots {
             let statistics = &snapshot.statistics;
@@ -61,13 +67,14 @@ impl Snapshots {
                 notes += &format!("  ({} missing)", count(snapshot.unreadable_count, "path"));
             }
             ui.line(format!(
-                "{}  {}  {:15}  {:>10}  {what}{notes}",
+                "{}  {}  {:15}  {:>10}  {:10}  {what}{notes}",
                 id.short(),
                 local_time(snapshot.start.into()),
                 snapshot.host,
                 size(statistics.bytes),
+                examination::column(judged.get(id)),
             ))?;
-            ui.json(&SnapshotLine::of(&place, id, snapshot))?;
+            ui.json(&SnapshotLine::of(&place, id, snapshot, judged.get(id)))?;
         }
         ui.remark(format!("{} in {place}", count(snapshots.len() as u64, "snapshot")))?;
         select::answered(is_sure)

@@ -1,10 +1,12 @@
 use super::Global;
+use crate::examination;
 use crate::exit::Failure;
 use crate::json;
 use crate::report::{self, count, size};
 use crate::select::{self, ListFilter, Selection};
 use crate::ui::Ui;
 use clap::Args;
+use store::check_record::Standing;
 use store::segment::SegmentKind;
 use store::snapshot::Statistics;
 
@@ -27,6 +29,9 @@ impl Stats {
             store.index().totals(SegmentKind::Metadata)?,
         ];
         watch.end();
+        let judged = examination::judge(&store, &snapshots, ui);
+        let is_checked = |id| judged.get(id).is_some_and(|of| of.standing == Standing::Checked);
+        let checked = snapshots.iter().filter(|(id, _)| is_checked(id)).count();
         let sizes = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes);
         // Sparse files can have any size.
         let restored = sizes.fold(0, u64::saturating_add);
@@ -45,6 +50,7 @@ impl Stats {
         ui.json(&json::Stats {
             store: store.place(),
             snapshots_count: snapshots.len(),
+            snapshots_checked: checked,
             total_restore_size: restored,
             total_size: stored,
             total_uncompressed_size: data.plain_bytes + metadata.plain_bytes,
@@ -55,6 +61,8 @@ impl Stats {
         })?;
         ui.line(format!("store         {}", store.place()))?;
         ui.line(format!("snapshots     {}", snapshots.len()))?;
+        let all = count(snapshots.len() as u64, "snapshot");
+        ui.line(format!("checked       {checked} of {all}"))?;
         ui.line(format!("restored      {} for all snapshots", size(restored)))?;
         for (name, totals) in [("data    ", data), ("metadata", metadata)] {
             ui.line(format!(

@@ -72,7 +72,7 @@ impl Notify for Mail {
     }
 
     fn sends(&self, notification: &Notification) -> bool {
-        self.when.wanted(notification).is_some()
+        self.when.wants(notification)
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {

@@ -5,6 +5,7 @@ use crate::report::{count, local_time, size};
 use crate::run_id::RunId;
 use crate::run_record::RunRecord;
 use std::fmt::Write;
+use store::check_record::{CheckKind, CheckRecord, CheckResult, ExaminedPart};
 use store::entry::Time;
 
 /// Notification to send.
@@ -40,6 +41,31 @@ pub enum What<'a> {
     Started,
     /// The run ended.
     Ended(&'a RunRecord),
+    /// A check or a drill ended.
+    Examined(&'a CheckRecord),
+}
+
+impl What<'_> {
+    /// Returns true if nobody has to act; `None` for a start.
+    pub fn is_good(&self) -> Option<bool> {
+        match self {
+            What::Started => None,
+            What::Ended(record) => Some(record.is_good()),
+            What::Examined(record) => Some(record.result == CheckResult::Good),
+        }
+    }
+}
+
+/// Returns the number of the result of a check or drill, as [`RunResult::number`] counts: where more
+/// is worse.
+///
+/// [`RunResult::number`]: crate::run_record::RunResult::number
+pub fn number(result: CheckResult) -> u8 {
+    match result {
+        CheckResult::Good => 0,
+        CheckResult::Incomplete => 1,
+        CheckResult::Faulty | CheckResult::Failed => 2,
+    }
 }
 
 /// An owned copy of a notification, for threads that may outlive the wait of their caller.
@@ -50,18 +76,26 @@ pub struct OwnedNotification {
     run: RunId,
     is_test: bool,
     at: Time,
-    /// `None` for the start of a run.
-    record: Option<RunRecord>,
+    what: OwnedEvent,
     previous: Option<bool>,
+}
+
+/// An owned copy of an event.
+#[derive(Debug)]
+enum OwnedEvent {
+    Started,
+    Ended(Box<RunRecord>),
+    Examined(Box<CheckRecord>),
 }
 
 impl OwnedNotification {
     /// Copies a notification.
     pub fn of(notification: &Notification) -> OwnedNotification {
         let Origin { instance, host, run, is_test } = notification.origin;
-        let record = match notification.what {
-            What::Started => None,
-            What::Ended(record) => Some(record.clone()),
+        let what = match notification.what {
+            What::Started => OwnedEvent::Started,
+            What::Ended(record) => OwnedEvent::Ended(Box::new(record.clone())),
+            What::Examined(record) => OwnedEvent::Examined(Box::new(record.clone())),
         };
         OwnedNotification {
             instance: instance.into(),
@@ -69,7 +103,7 @@ impl OwnedNotification {
             run,
             is_test,
             at: notification.at,
-            record,
+            what,
             previous: notification.previous,
         }
     }
@@ -81,7 +115,11 @@ impl OwnedNotification {
         Notification {
             origin,
             at: self.at,
-            what: self.record.as_ref().map_or(What::Started, What::Ended),
+            what: match &self.what {
+                OwnedEvent::Started => What::Started,
+                OwnedEvent::Ended(record) => What::Ended(record),
+                OwnedEvent::Examined(record) => What::Examined(record),
+            },
             previous: self.previous,
         }
     }
@@ -92,11 +130,24 @@ impl Notification<'_> {
     pub fn title(&self) -> String {
         let Origin { instance, host, is_test, .. } = self.origin;
         let test = if is_test { "test: " } else { "" };
-        let how = match self.what {
-            What::Started => "started",
-            What::Ended(record) => record.result.word(),
+        let (what, how) = match self.what {
+            What::Started => ("backup of", "started"),
+            What::Ended(record) => ("backup of", record.result.word()),
+            What::Examined(record) => {
+                let what = match record.kind {
+                    CheckKind::Check => "check of store",
+                    CheckKind::Drill => "drill of",
+                };
+                let how = match record.result {
+                    CheckResult::Good => "passed",
+                    CheckResult::Incomplete => "incomplete",
+                    CheckResult::Faulty => "found faults",
+                    CheckResult::Failed => "failed",
+                };
+                (what, how)
+            }
         };
-        shown(&format!("{test}backup of {instance} on {host} {how}")).into_owned()
+        shown(&format!("{test}{what} {instance} on {host} {how}")).into_owned()
     }
 
     /// Returns all details in lines, the most important first, cut to `limit` bytes.
@@ -105,6 +156,7 @@ impl Notification<'_> {
         match self.what {
             What::Started => text += &format!("at {}\n", local_time(self.at)),
             What::Ended(record) => details(&mut text, record),
+            What::Examined(record) => details_of_examination(&mut text, record),
         }
         cut(text, limit)
     }
@@ -140,6 +192,31 @@ fn details(text: &mut String, record: &RunRecord) {
     }
     for warning in &record.warnings {
         let _ = writeln!(text, "- {}", shown(warning));
+    }
+}
+
+fn details_of_examination(text: &mut String, record: &CheckRecord) {
+    for line in record.message.iter().flat_map(|message| message.lines()) {
+        let _ = writeln!(text, "{}", shown(line));
+    }
+    let began = local_time(Time { seconds: record.started, nanoseconds: 0 });
+    let took = duration(record.seconds);
+    let _ = writeln!(text, "extent {}; began {began}, took {took}", record.level.name());
+    if let [id] = &record.snapshots[..] {
+        let _ = write!(text, "snapshot {}", id.short());
+    } else {
+        let _ = write!(text, "{}", count(record.snapshots.len() as u64, "snapshot"));
+    }
+    if let Some(age) = record.rpo_seconds {
+        let _ = write!(text, ", {} old", duration(age as f64));
+    }
+    let bytes = size(record.bytes);
+    let _ = match record.rto_seconds {
+        Some(rto) => writeln!(text, "; restored {bytes} in {}", duration(rto)),
+        None => writeln!(text, "; read {bytes}"),
+    };
+    for ExaminedPart { name, result, text: found } in &record.parts {
+        let _ = writeln!(text, "- {} {}: {}", shown(name), result.name(), shown(found));
     }
 }
 
@@ -213,6 +290,36 @@ pub mod tests {
         RunRecord { snapshot_id, ..record(RunResult::Done, 0, 0) }
     }
 
+    /// Returns the record of a drill with this result.
+    pub fn drill(result: CheckResult) -> CheckRecord {
+        use store::check_record::{CheckLevel, VERSION};
+        CheckRecord {
+            version: VERSION,
+            kind: CheckKind::Drill,
+            level: CheckLevel::Sample,
+            result,
+            message: (result != CheckResult::Good).then(|| "repositories: 1 faulty".into()),
+            started: 1_700_000_000,
+            seconds: 74.0,
+            program: "0.1.0".into(),
+            host: "git01".into(),
+            run_id: RunId::from_bytes([0xff; 16]).to_string(),
+            instance: Some("gitlab".into()),
+            snapshots: vec![store::id::SnapshotId::from_bytes([0x3f; 32])],
+            faulty: Vec::new(),
+            faults: u64::from(result == CheckResult::Faulty),
+            unknown: 0,
+            bytes: 2 << 20,
+            rpo_seconds: Some(21_600),
+            rto_seconds: Some(31.4),
+            parts: vec![ExaminedPart {
+                name: "repositories".into(),
+                result,
+                text: "20 of 412 projects".into(),
+            }],
+        }
+    }
+
     /// Returns a notification about a run.
     pub fn notification(what: What<'_>) -> Notification<'_> {
         let run = RunId::from_bytes([0xff; 16]);
@@ -239,6 +346,21 @@ pub mod tests {
         }
         let started = notification(What::Started).text(10_000);
         assert!(started.starts_with("backup of gitlab on git01 started\n"), "{started}");
+    }
+
+    #[test]
+    fn a_drill_is_reported_with_its_figures() {
+        let record = drill(CheckResult::Faulty);
+        let text = notification(What::Examined(&record)).text(10_000);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["drill of gitlab on git01 found faults", "repositories: 1 faulty"]);
+        assert!(lines[2].starts_with("extent sample; began "), "{text}");
+        assert_eq!(lines[3], "snapshot 3f3f3f3f, 6 h 0 min old; restored 2.0 MiB in 31.4 s");
+        assert_eq!(lines[4], "- repositories faulty: 20 of 412 projects");
+        let check = CheckRecord { kind: CheckKind::Check, rto_seconds: None, ..record };
+        let text = notification(What::Examined(&check)).text(10_000);
+        assert!(text.starts_with("check of store gitlab on "), "{text}");
+        assert!(text.contains("old; read 2.0 MiB\n"), "{text}");
     }
 
     #[test]

@@ -3,10 +3,12 @@
 
 use super::http::{self, Post};
 use super::{Notification, Notify, NotifyError, What};
+use crate::exit::Failure;
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
 use std::time::Duration;
+use store::check_record::{CheckKind, CheckResult};
 
 /// Maximum bytes of a body that healthchecks.io keeps.
 const MAX_BODY: usize = 100_000;
@@ -17,6 +19,8 @@ const MAX_BODY: usize = 100_000;
 pub struct Ping {
     /// Address to ping after a success. Anyone who has it can ping.
     url: Address,
+    /// Address to ping after a drill. A drill must not pass for a backup.
+    drill_url: Option<Address>,
     /// True if the service understands exit codes. Otherwise it gets `URL` and `URL/fail`.
     #[serde(default = "yes")]
     exit_codes: bool,
@@ -34,31 +38,33 @@ impl Notify for Ping {
     }
 
     fn secrets(&self) -> Vec<&Secret> {
-        super::secret_of(&self.url).into_iter().collect()
+        self.addresses().into_iter().filter_map(super::secret_of).collect()
     }
 
-    fn address(&self) -> Option<&Address> {
-        Some(&self.url)
+    fn addresses(&self) -> Vec<&Address> {
+        std::iter::once(&self.url).chain(&self.drill_url).collect()
     }
 
     fn open_address(&self) -> bool {
-        matches!(self.url, Address::Plain(_))
+        self.addresses().into_iter().any(|address| matches!(address, Address::Plain(_)))
     }
 
     fn limit(&self) -> Duration {
-        super::overall(self.timeout, 1, super::secret_of(&self.url))
+        let secret = self.addresses().into_iter().find_map(super::secret_of);
+        super::overall(self.timeout, 1, secret)
     }
 
-    fn sends(&self, _: &Notification) -> bool {
-        true
+    fn sends(&self, notification: &Notification) -> bool {
+        self.base(notification).is_some()
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
+        let Some(base) = self.base(notification) else { return Ok(()) };
         let what = self
             .path(notification)
             .ok_or_else(|| NotifyError::OnlySuccess { name: self.name(), sent: "the ping" })?;
         let failed = "cannot send the ping";
-        let address = self.url.read().map_err(NotifyError::of_attempt(failed))?;
+        let address = base.read().map_err(NotifyError::of_attempt(failed))?;
         let address = address_of(address.reveal(), &what, notification);
         let body = notification.text(MAX_BODY);
         let post = Post {
@@ -73,24 +79,36 @@ impl Notify for Ping {
 }
 
 impl Ping {
+    /// Returns the address for this sort of event, if there is one.
+    fn base(&self, notification: &Notification) -> Option<&Address> {
+        match notification.what {
+            What::Started | What::Ended(_) => Some(&self.url),
+            What::Examined(record) if record.kind == CheckKind::Drill => self.drill_url.as_ref(),
+            What::Examined(_) => None,
+        }
+    }
+
     /// Returns the path to append to the address; `None` for a test that the service would count as
     /// a run.
     fn path(&self, notification: &Notification) -> Option<String> {
         let is_test = notification.origin.is_test;
-        Some(match notification.what {
+        let is_good = notification.what.is_good();
+        let exit_code = match notification.what {
+            What::Started => 0,
+            What::Ended(record) => record.exit_code,
+            What::Examined(record) if record.result == CheckResult::Failed => 1,
+            What::Examined(_) => Failure::Partial.number(),
+        };
+        Some(match is_good {
             // Adds a line to the log of the check, whose state does not change.
-            What::Started if is_test && self.exit_codes => "/log".to_owned(),
-            What::Ended(record) if is_test && self.exit_codes && record.is_good() => {
-                "/log".to_owned()
-            }
-            What::Started if is_test => return None,
-            What::Ended(record) if is_test && record.is_good() => return None,
-            What::Started => "/start".to_owned(),
+            None | Some(true) if is_test && self.exit_codes => "/log".to_owned(),
+            None | Some(true) if is_test => return None,
+            None => "/start".to_owned(),
             // Only a good run may ping `/0`, which counts as a success.
-            What::Ended(record) if self.exit_codes && record.is_good() => "/0".to_owned(),
-            What::Ended(record) if self.exit_codes => format!("/{}", record.exit_code.max(1)),
-            What::Ended(record) if record.is_good() => String::new(),
-            What::Ended(_) => "/fail".to_owned(),
+            Some(true) if self.exit_codes => "/0".to_owned(),
+            Some(false) if self.exit_codes => format!("/{}", exit_code.max(1)),
+            Some(true) => String::new(),
+            Some(false) => "/fail".to_owned(),
         })
     }
 }
@@ -108,8 +126,9 @@ fn address_of(base: &str, what: &str, notification: &Notification) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::notification::tests::{done, failed, notification};
+    use super::super::notification::tests::{done, drill, failed, notification};
     use super::*;
+    use store::check_record::CheckRecord;
 
     #[test]
     fn a_fragment_does_not_turn_a_failure_into_a_success() {
@@ -123,6 +142,7 @@ mod tests {
     fn starts_successes_and_failures_have_separate_addresses() {
         let ping = |exit_codes| Ping {
             url: Address::Plain(String::new()),
+            drill_url: None,
             exit_codes,
             timeout: super::super::ten_seconds(),
         };
@@ -148,6 +168,25 @@ mod tests {
     }
 
     #[test]
+    fn a_drill_pings_an_address_of_its_own() {
+        let [good, faulty] = [CheckResult::Good, CheckResult::Faulty].map(drill);
+        let ping = |more: &str| -> Ping {
+            toml::from_str(&format!("url = 'https://hc/backup'\n{more}")).expect("parses")
+        };
+        let only_backups = ping("");
+        assert!(!only_backups.sends(&notification(What::Examined(&good))));
+        let both = ping("drill-url = 'https://hc/drill'");
+        for (record, wanted) in [(&good, "/0"), (&faulty, "/3")] {
+            let notification = notification(What::Examined(record));
+            assert_eq!(both.path(&notification).as_deref(), Some(wanted));
+            let Some(Address::Plain(base)) = both.base(&notification) else { panic!("an address") };
+            assert_eq!(base, "https://hc/drill");
+        }
+        let check = CheckRecord { kind: CheckKind::Check, ..faulty };
+        assert!(!both.sends(&notification(What::Examined(&check))));
+    }
+
+    #[test]
     fn a_test_never_reports_a_success() {
         let (done, failed) = (done(), failed());
         for (exit_codes, what, wanted) in [
@@ -159,7 +198,8 @@ mod tests {
             (false, What::Ended(&failed), Some("/fail")),
         ] {
             let timeout = super::super::ten_seconds();
-            let ping = Ping { url: Address::Plain(String::new()), exit_codes, timeout };
+            let url = Address::Plain(String::new());
+            let ping = Ping { url, drill_url: None, exit_codes, timeout };
             let mut notification = notification(what);
             notification.origin.is_test = true;
             assert_eq!(ping.path(&notification).as_deref(), wanted);

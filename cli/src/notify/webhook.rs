@@ -37,8 +37,8 @@ impl Notify for Webhook {
         super::secret_of(&self.url).into_iter().collect()
     }
 
-    fn address(&self) -> Option<&Address> {
-        Some(&self.url)
+    fn addresses(&self) -> Vec<&Address> {
+        vec![&self.url]
     }
 
     fn open_address(&self) -> bool {
@@ -50,7 +50,7 @@ impl Notify for Webhook {
     }
 
     fn sends(&self, notification: &Notification) -> bool {
-        self.when.wanted(notification).is_some()
+        self.when.wants(notification)
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {

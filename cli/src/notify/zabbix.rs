@@ -4,6 +4,7 @@
 //! without limit and trust any length.
 
 use super::error::Rejection;
+use super::notification::number;
 use super::{
     Notification, Notify, NotifyError, Origin, Silence, SilenceEnd, What, filled, notification,
     persist,
@@ -17,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use store::check_record::{CheckKind, CheckRecord};
 use store::entry::Time;
 
 /// Start of a message: protocol, without compression and with short lengths.
@@ -75,20 +77,65 @@ enum Value {
     SecondsDown,
     Warnings,
     ChecksFailed,
+    /// Of a drill: 0 good, 1 incomplete, 2 faulty or failed.
+    DrillStatus,
+    /// Of a drill: all details as text.
+    DrillMessage,
+    /// Of a drill: whole seconds.
+    DrillDuration,
+    /// Age of the drilled snapshot in seconds.
+    DrillRpo,
+    /// Duration of the restore in seconds.
+    DrillRto,
 }
 
 impl Value {
     /// Returns true if a test may send it. A test may send its text, which names it a test, and a
     /// status other than success. Invented figures would mix with those of backups.
-    fn may_be_tried(self, record: &RunRecord) -> bool {
+    fn may_be_tried(self, what: &What<'_>) -> bool {
         match self {
-            Value::Message => true,
-            Value::Status => !record.is_good(),
+            Value::Message | Value::DrillMessage => true,
+            Value::Status | Value::DrillStatus => what.is_good() == Some(false),
             _ => false,
         }
     }
 
-    fn of(self, notification: &Notification, record: &RunRecord) -> Option<String> {
+    /// Returns true if it belongs to drills, false if to backups.
+    fn is_of_drill(self) -> bool {
+        use Value::{DrillDuration, DrillMessage, DrillRpo, DrillRto, DrillStatus};
+        matches!(self, DrillStatus | DrillMessage | DrillDuration | DrillRpo | DrillRto)
+    }
+
+    /// Returns true if an event of this sort can have it.
+    fn is_of(self, what: &What<'_>) -> bool {
+        match what {
+            What::Started => false,
+            What::Ended(_) => !self.is_of_drill(),
+            What::Examined(record) => record.kind == CheckKind::Drill && self.is_of_drill(),
+        }
+    }
+
+    /// Returns the value of an event; `None` if the event has none.
+    fn of(self, notification: &Notification) -> Option<String> {
+        match notification.what {
+            What::Started => None,
+            What::Ended(record) => self.of_run(notification, record),
+            What::Examined(record) => self.of_drill(notification, record),
+        }
+    }
+
+    fn of_drill(self, notification: &Notification, record: &CheckRecord) -> Option<String> {
+        match self {
+            Value::DrillStatus => Some(number(record.result).to_string()),
+            Value::DrillMessage => Some(notification.text(MAX_MESSAGE)),
+            Value::DrillDuration => Some(format!("{:.0}", record.seconds)),
+            Value::DrillRpo => record.rpo_seconds.map(|age| age.to_string()),
+            Value::DrillRto => record.rto_seconds.map(|rto| format!("{rto:.2}")),
+            _ => None,
+        }
+    }
+
+    fn of_run(self, notification: &Notification, record: &RunRecord) -> Option<String> {
         Some(match self {
             Value::Status => record.result.number().to_string(),
             Value::Message => notification.text(MAX_MESSAGE),
@@ -98,6 +145,7 @@ impl Value {
             Value::SecondsDown => format!("{:.2}", record.seconds_down()?),
             Value::Warnings => record.warnings.len().to_string(),
             Value::ChecksFailed => record.checks_failed().to_string(),
+            _ => return None,
         })
     }
 }
@@ -122,10 +170,14 @@ impl Notify for Zabbix {
     }
 
     fn sends(&self, notification: &Notification) -> bool {
-        let may_be_sent = |value: &Value| {
-            !notification.origin.is_test || matches!(value, Value::Message | Value::Status)
+        let is_tried = |value: &Value| {
+            use Value::{DrillMessage, DrillStatus, Message, Status};
+            matches!(value, Message | Status | DrillMessage | DrillStatus)
         };
-        matches!(notification.what, What::Ended(_)) && self.keys.keys().any(may_be_sent)
+        let is_test = notification.origin.is_test;
+        let may_be_sent =
+            |value: &Value| value.is_of(&notification.what) && (!is_test || is_tried(value));
+        self.keys.keys().any(may_be_sent)
     }
 
     fn limit(&self) -> Duration {
@@ -133,15 +185,18 @@ impl Notify for Zabbix {
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
-        let What::Ended(record) = notification.what else { return Ok(()) };
         if !self.sends(notification) {
             return Ok(());
         }
         let is_test = notification.origin.is_test;
-        let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(record));
+        let what = &notification.what;
+        let keys = self
+            .keys
+            .iter()
+            .filter(|(value, _)| value.is_of(what) && (!is_test || value.may_be_tried(what)));
         let values: Vec<_> = keys
             .filter_map(|(value, key)| {
-                Some((filled(key, &notification.origin), value.of(notification, record)?))
+                Some((filled(key, &notification.origin), value.of(notification)?))
             })
             .collect();
         if is_test && values.is_empty() {
@@ -301,8 +356,9 @@ fn accepted(answer: &[u8]) -> Result<(), Rejection> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::notification::tests::{failed, notification};
+    use super::super::notification::tests::{drill, failed, notification};
     use super::*;
+    use store::check_record::CheckResult;
 
     #[test]
     fn only_a_reply_with_zero_failures_is_a_success() {
@@ -327,11 +383,30 @@ mod tests {
     fn a_test_does_not_send_figures_or_a_success() {
         use super::super::notification::tests::done;
         let (done, failed) = (done(), failed());
+        let [done, failed] = [&done, &failed].map(What::Ended);
         assert!(Value::Message.may_be_tried(&done) && Value::Message.may_be_tried(&failed));
         assert!(!Value::Status.may_be_tried(&done) && Value::Status.may_be_tried(&failed));
         for value in [Value::Duration, Value::BytesRead, Value::BytesStored, Value::Warnings] {
             assert!(!value.may_be_tried(&failed));
         }
+    }
+
+    #[test]
+    fn drills_have_values_of_their_own() {
+        let text = "server = 'z'\nkeys = { status = 'b', drill-status = 'd', drill-rpo = 'a', \
+                    drill-rto = 't', drill-duration = 's' }";
+        let zabbix: Zabbix = toml::from_str(text).expect("parses");
+        let record = drill(CheckResult::Faulty);
+        let notification = notification(What::Examined(&record));
+        assert!(zabbix.sends(&notification));
+        let sent = zabbix.keys.keys().filter(|value| value.is_of(&notification.what));
+        let sent: Vec<_> = sent.filter_map(|value| value.of(&notification)).collect();
+        assert_eq!(sent, ["2", "74", "21600", "31.40"]);
+        let backups: Zabbix =
+            toml::from_str("server = 'z'\nkeys = { status = 'b' }").expect("parses");
+        assert!(!backups.sends(&notification));
+        let check = CheckRecord { kind: CheckKind::Check, ..record.clone() };
+        assert!(!zabbix.sends(&Notification { what: What::Examined(&check), ..notification }));
     }
 
     #[test]
@@ -377,10 +452,14 @@ mod tests {
         let record = failed();
         let notification = notification(What::Ended(&record));
         let all = [Value::Status, Value::Duration, Value::SecondsDown, Value::ChecksFailed];
-        let values = all.map(|value| value.of(&notification, &record).expect("a value"));
+        let values = all.map(|value| value.of(&notification).expect("a value"));
         assert_eq!(values, ["2", "760", "34.24", "2"]);
         let none = RunRecord { instance: None, ..record.clone() };
-        assert_eq!(Value::SecondsDown.of(&notification, &none), None);
+        assert_eq!(
+            Value::SecondsDown
+                .of(&super::super::notification::tests::notification(What::Ended(&none))),
+            None
+        );
     }
 
     #[test]

@@ -1,0 +1,138 @@
+//! Checks leave records in the store, which show which snapshots are checked.
+
+use crate::support::sandbox::{Outcome, Sandbox, need_root};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Returns the records in the store, newest first.
+pub fn records(sandbox: &Sandbox) -> Vec<Value> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(sandbox.path("store/checks"))
+        .map(|dir| dir.map(|file| file.expect("is there").path()).collect())
+        .unwrap_or_default();
+    // Of one second, the one that was written last comes first.
+    let time = |path: &PathBuf| path.metadata().and_then(|found| found.modified()).expect("a time");
+    files.sort_by_key(|path| std::cmp::Reverse(time(path)));
+    let read = |path: &PathBuf| std::fs::read(path).expect("reads");
+    files.iter().map(|path| serde_json::from_slice(&read(path)).expect("JSON")).collect()
+}
+
+fn summary(outcome: &Outcome) -> Value {
+    outcome.json().pop().expect("a summary")
+}
+
+/// Returns the standing of each snapshot, oldest first.
+fn standings(sandbox: &Sandbox) -> Vec<Value> {
+    sandbox.json(["snapshots"]).iter().map(|line| line["checked"].clone()).collect()
+}
+
+#[test]
+fn a_full_check_makes_snapshots_checked() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a".repeat(5000));
+    sandbox.run(["init"]).ok();
+    sandbox.backup(["source"]);
+    assert_eq!(standings(&sandbox), [Value::Null]);
+    assert!(!sandbox.has("store/checks"));
+    assert_eq!(summary(&sandbox.run(["check", "--json"]).ok())["recorded"], true);
+    assert_eq!(standings(&sandbox)[0]["standing"], "structure");
+    let shown = sandbox.run(["snapshots"]).ok().stdout;
+    assert!(shown.contains("  checked     paths") && shown.contains("  structure   /"), "{shown}");
+
+    sandbox.write("source/b", "b".repeat(5000));
+    sandbox.backup(["source"]);
+    sandbox.run(["check", "latest", "--read-data"]).ok();
+    let ids = sandbox.snapshot_ids();
+    let standings_now = standings(&sandbox);
+    assert_eq!(standings_now[0]["standing"], "structure");
+    let checked = &standings_now[1];
+    assert_eq!((&checked["standing"], &checked["kind"]), (&"checked".into(), &"check".into()));
+    assert_eq!(checked["level"], "data");
+    let record = &records(&sandbox)[0];
+    assert_eq!(record["snapshots"], serde_json::json!([ids[1]]), "{record}");
+    assert_eq!((&record["version"], &record["result"]), (&1.into(), &"good".into()));
+    assert!(record["bytes"].as_u64() > Some(0) && record["rpo_seconds"].is_u64(), "{record}");
+    let today = checked["time"].as_str().expect("a time")[..4].to_owned();
+    let shown = sandbox.run(["snapshots"]).ok().stdout;
+    assert!(shown.lines().any(|line| line.contains(&format!("B  {today}-"))), "{shown}");
+
+    // All parts together are a check of all data.
+    for part in ["1/2", "2/2"] {
+        assert_eq!(standings(&sandbox)[0]["standing"], "structure");
+        sandbox.run(["check", "--read-data-subset", part]).ok();
+    }
+    assert_eq!(standings(&sandbox)[0]["standing"], "checked");
+    let counted = sandbox.run(["stats"]).ok().stdout;
+    assert!(counted.contains("2 of 2 snapshots"), "{counted}");
+}
+
+#[test]
+fn damage_is_recorded_for_the_snapshots_that_lost_something() {
+    let sandbox = Sandbox::new();
+    sandbox.run(["init"]).ok();
+    sandbox.write("one/a", "a".repeat(50_000));
+    sandbox.backup(["one"]);
+    let files = |sandbox: &Sandbox| {
+        let found = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok().stdout;
+        found.lines().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let first = files(&sandbox);
+    sandbox.write("two/b", (0..50_000u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+    sandbox.backup(["two"]);
+    let longest = |name: &&String| sandbox.path(name.as_str()).metadata().expect("there").len();
+    let new = files(&sandbox);
+    let new = new.iter().filter(|name| !first.contains(name)).max_by_key(longest).expect("one");
+    let mut bytes = sandbox.read(new);
+    let end = bytes.len() - 200;
+    bytes[600..end].iter_mut().step_by(50).for_each(|byte| *byte ^= 1);
+    sandbox.write(new, bytes);
+    sandbox.run(["check", "--read-data"]).ends_with(1);
+    let now = standings(&sandbox);
+    assert_eq!(now[0]["standing"], "checked", "{now:?}");
+    assert_eq!(now[1]["standing"], "faulty", "{now:?}");
+    let record = &records(&sandbox)[0];
+    assert_eq!((&record["result"], &record["level"]), (&"faulty".into(), &"data".into()));
+    assert!(record["message"].as_str().expect("text").contains("damaged, "), "{record}");
+    let shown = sandbox.run(["snapshots"]).ok().stdout;
+    assert!(shown.contains("  FAULTY      /"), "{shown}");
+    // The next backup stores the file again; the damaged snapshot is whole again.
+    sandbox.backup(["two"]);
+    sandbox.run(["check", "--read-data"]);
+}
+
+#[test]
+fn unreadable_records_cost_only_a_warning() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a");
+    sandbox.run(["init"]).ok();
+    sandbox.backup(["source"]);
+    sandbox.run(["check", "--read-data"]).ok();
+    let hash = "0".repeat(64);
+    for time in ["999999999999", "999999999998"] {
+        sandbox.write(&format!("store/checks/{time}-{hash}"), "{\"version\": 1}");
+    }
+    let outcome = sandbox.run(["snapshots", "--json"]).ok();
+    assert!(
+        outcome.all_output().contains("ignoring 2 records of checks and drills: checks/"),
+        "{}",
+        outcome.all_output()
+    );
+    assert_eq!(standings(&sandbox).last().expect("one")["standing"], "checked");
+    // They are no damage, and a restore does not look at them.
+    sandbox.run(["check"]).ok();
+    sandbox.restore("latest", "restored");
+}
+
+#[test]
+fn a_check_of_a_store_that_cannot_be_written_leaves_no_record() {
+    need_root();
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a");
+    sandbox.run(["init", "--group-readable"]).ok();
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rX", "store", "."]).run().ok();
+    let outcome = sandbox.as_nobody(["check", "--json"]).run().ok();
+    let lines = outcome.json();
+    assert_eq!(lines.last().expect("a summary")["recorded"], false, "{lines:?}");
+    assert!(outcome.all_output().contains("this check leaves no record"), "{lines:?}");
+    assert!(!sandbox.has("store/checks"));
+}
