@@ -44,23 +44,40 @@ pub fn examine(
     let view = View::Through { view: tree, mounts: &manifest.mounts };
     let mut checks = kind.check_loaded(&plan, &mut databases, &view)?;
     for check in &mut checks {
-        worsen(check, manifest);
+        worsen(check, &manifest.checks);
     }
     Ok(checks)
 }
 
-/// Turns a warning about sign-on into a failure if there was none when the snapshot was made. The
-/// snapshot then differs from the instance.
-fn worsen(check: &mut Check, manifest: &Manifest) {
-    let was_good = manifest
-        .checks
-        .iter()
-        .any(|of_backup| of_backup.name == check.name && of_backup.verdict == Verdict::Ok);
-    if check.name == kind::mattermost::single_sign_on::NAME
-        && check.verdict == Verdict::Warning
-        && was_good
-    {
+/// Turns a warning about sign-on into a failure if the backup found none. The snapshot then differs
+/// from the instance.
+fn worsen(check: &mut Check, of_backup: &[Check]) {
+    let was_good = |known: &Check| known.name == check.name && known.verdict == Verdict::Ok;
+    let is_sign_on = check.name == kind::mattermost::single_sign_on::NAME;
+    if is_sign_on && check.verdict == Verdict::Warning && of_backup.iter().any(was_good) {
         check.verdict = Verdict::Failed;
         check.text += "; when the snapshot was made, they matched";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sign_on_that_matched_in_the_backup_must_match_in_the_snapshot() {
+        let of = |name: &str, verdict, before: &[Check]| {
+            let mut check = Check::new(name, verdict, "text");
+            worsen(&mut check, before);
+            check.verdict
+        };
+        let sign_on = "single-sign-on";
+        let good = [Check::ok(sign_on, "matched"), Check::ok("files", "present")];
+        let bad = [Check::new(sign_on, Verdict::Warning, "did not match")];
+        assert_eq!(of(sign_on, Verdict::Warning, &good), Verdict::Failed);
+        assert_eq!(of(sign_on, Verdict::Warning, &bad), Verdict::Warning);
+        assert_eq!(of(sign_on, Verdict::Unknown, &good), Verdict::Unknown);
+        // A drill looks at other rows than the backup.
+        assert_eq!(of("files", Verdict::Warning, &good), Verdict::Warning);
     }
 }
