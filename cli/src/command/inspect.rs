@@ -179,15 +179,15 @@ impl Inspect {
             .filter(|record| record.snapshots.contains(&id))
             .take(CHECKS_MAX)
             .collect();
-        let root = snapshot.root.chunk();
-        let is_stored =
-            |path: &Path| TreeReader::within(&root, &tree_path(path), &store).next().is_some();
-        show(ui, &manifest, &is_stored)?;
         checks.iter().try_for_each(|record| {
             let text =
                 format!("{}, {}", examination::shown(record), record.outcome_for(&id).name());
             ui.line(format!("  {:13} {text}", "examined"))
         })?;
+        let root = snapshot.root.chunk();
+        let is_stored =
+            |path: &Path| TreeReader::within(&root, &tree_path(path), &store).next().is_some();
+        show(ui, &manifest, &is_stored)?;
         ui.json(&InspectedSnapshot {
             store: place,
             snapshot: id.to_string(),
