@@ -376,6 +376,9 @@ fn a_gitlab_of_containers_is_rebuilt() {
     assert!(gitlab.is_up(), "{}", outcome.all_output());
     let asked = gitlab.asked();
     assert!(asked.contains("stop -t") && asked.contains("start forge-gitlab-1"), "{asked}");
+    let at = |words: &str| asked.find(words).unwrap_or_else(|| panic!("{words}: {asked}"));
+    let held = at("update --restart=no forge-gitlab-1");
+    assert!(held < at("stop -t") && held < at("update --restart=always forge-gitlab-1"), "{asked}");
     assert!(outcome.stdout.contains("app:rake gitlab:check"), "{}", outcome.stdout);
 }
 

@@ -127,6 +127,8 @@ struct State {
     stopped: Vec<String>,
     /// True if the admin's commands stopped services.
     ran_stop_commands: bool,
+    /// Containers with the restart policies that they had.
+    restart_policies: Vec<(String, String)>,
     aside: Vec<Aside>,
     databases: Vec<Loading>,
 }
@@ -160,6 +162,7 @@ impl Record {
             done: Vec::new(),
             stopped: Vec::new(),
             ran_stop_commands: false,
+            restart_policies: Vec::new(),
             aside: Vec::new(),
             databases: Vec::new(),
         });
@@ -238,6 +241,17 @@ impl Record {
     /// Records the admin's commands before they stop services.
     pub fn will_run_stop_commands(&mut self) -> Result<()> {
         self.state.ran_stop_commands = true;
+        self.write()
+    }
+
+    /// Returns the restart policies that containers had.
+    pub fn restart_policies(&self) -> &[(String, String)] {
+        &self.state.restart_policies
+    }
+
+    /// Records the restart policy of a container before it is changed.
+    pub fn will_change_policy(&mut self, container: &str, policy: &str) -> Result<()> {
+        self.state.restart_policies.push((container.into(), policy.into()));
         self.write()
     }
 

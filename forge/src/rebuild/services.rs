@@ -7,6 +7,7 @@ use crate::plan::{Phase, Plan};
 use crate::rebuild::aside;
 use crate::rebuild::files::Files;
 use crate::service::control::{Control, Speaks, Supervisor};
+use store::observe::Event;
 
 impl Rebuild<'_, '_> {
     /// Stops everything that would use or change restored data.
@@ -61,10 +62,35 @@ impl Rebuild<'_, '_> {
                     return Ok(());
                 }
                 self.record.will_stop(&names)?;
+                self.hold_policies(&supervisor, &names)?;
                 for writer in &running {
                     supervisor.stop(writer, progress)?;
                 }
                 (self.say)(Stage::Stop, &format!("stopped {}", names.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the container program from starting containers by itself, such as after a restart of the
+    /// machine.
+    fn hold_policies(&mut self, supervisor: &Supervisor, names: &[String]) -> Result<()> {
+        let progress = self.job.store.observer().progress();
+        for name in names {
+            let held = match supervisor.restart_policy(name, progress) {
+                Ok(None) => continue,
+                Ok(Some(policy)) => {
+                    self.record.will_change_policy(name, &policy)?;
+                    supervisor.set_restart_policy(name, "no", progress)
+                }
+                Err(error) => Err(error),
+            };
+            match held {
+                Err(error) if !error.is_interrupted() => {
+                    let text = format!("cannot change the restart policy of {name}: {error}");
+                    self.job.store.observer().event(Event::Warning(text));
+                }
+                held => held?,
             }
         }
         Ok(())
@@ -157,6 +183,11 @@ impl Rebuild<'_, '_> {
             }
         }
         let stopped = self.record.stopped().to_vec();
+        if let Some(supervisor) = plan.control.supervisor() {
+            for (name, policy) in self.record.restart_policies() {
+                supervisor.set_restart_policy(name, policy, progress)?;
+            }
+        }
         if let Some(supervisor) = plan.control.supervisor()
             && !stopped.is_empty()
         {

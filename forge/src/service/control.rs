@@ -55,6 +55,10 @@ pub enum Speaks {
 /// seconds, which is too short for GitLab.
 const GRACE_SECONDS: &str = "90";
 
+/// Question about the restart policy of a container.
+const POLICY: &str =
+    "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}";
+
 /// Time limit of such a stop; longer than the grace period, so that it is not cut off.
 const GRACE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -223,6 +227,28 @@ impl Supervisor {
         }
         let reason = "it is not running, although its start command succeeded; see its log";
         Err(Error::Service { service: name.into(), reason: reason.into() })
+    }
+
+    /// Returns the restart policy of a container as `docker update` takes it; `None` if the container
+    /// program does not start it by itself.
+    pub fn restart_policy(&self, name: &str, progress: &Progress) -> Result<Option<String>> {
+        if self.speaks != Speaks::Docker {
+            return Ok(None);
+        }
+        let answer = self.command(&["inspect", "--format", POLICY, name]).output(progress)?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (policy, tries) = answer.trim().split_once(' ').unwrap_or((answer.trim(), "0"));
+        Ok(match policy {
+            "" | "no" => None,
+            "on-failure" if tries != "0" => Some(format!("{policy}:{tries}")),
+            policy => Some(policy.to_owned()),
+        })
+    }
+
+    /// Sets the restart policy of a container.
+    pub fn set_restart_policy(&self, name: &str, policy: &str, progress: &Progress) -> Result<()> {
+        let option = format!("--restart={policy}");
+        self.command(&["update", &option, name]).output(progress).map(drop)
     }
 
     /// Starts a service. A failure of the command counts only if the service does not run then.
