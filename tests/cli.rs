@@ -594,6 +594,10 @@ fn a_snapshot_of_an_instance_is_listed_with_its_name() {
     assert!(listed.stdout.contains("plain wiki, complete\n"), "{}", listed.stdout);
     assert!(!listed.stdout.contains("data"), "{}", listed.stdout);
     let inspected = run(&["inspect", "--instance", "wiki", "latest"]);
+    assert_eq!(run(&["inspect", "wiki@latest"]).stdout, inspected.stdout);
+    let unknown = crate::support::instance::configured(&sandbox, ["inspect", "latest"]).run();
+    assert!(unknown.ends_with(2).stderr.contains("write NAME@latest"));
+    crate::support::instance::configured(&sandbox, ["inspect"]).run().ends_with(2);
     assert!(inspected.stdout.contains("  files of      20"), "{}", inspected.stdout);
 }
 

@@ -6,6 +6,7 @@ use crate::support::sandbox::{Dice, Run, Sandbox, need_root};
 use serde_json::Value;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 #[test]
@@ -174,6 +175,9 @@ fn systemd_and_cron_accept_the_schedule() {
     sandbox.write("forgekeep.toml", instances);
     // A unit that fails every night is worse than none.
     configured(&sandbox, ["schedule", "--instance", "own"]).run().fails(1, &["no store"]);
+    let odd = std::ffi::OsStr::from_bytes(b"/srv/\xff");
+    let refused = configured(&sandbox, ["schedule", "--instance", "own", "--store"]).args([odd]);
+    refused.run().fails(1, &["/srv/\\xff is not UTF-8"]);
     let named = ["schedule", "--instance", "own", "--store", "/srv/a b$c%d"];
     let named = configured(&sandbox, named).run().ok();
     assert!(named.stdout.contains("--store \"/srv/a b$$c%%d\"\n"), "{}", named.stdout);
