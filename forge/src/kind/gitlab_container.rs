@@ -16,7 +16,7 @@ use super::gitlab::paths::{CONFIG, Container, DATA, Package};
 use super::{Kind, Rebuilding, Site};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::plan::{Plan, Product};
+use crate::plan::{Part, Plan, Product};
 use accounts::Accounts;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -128,10 +128,7 @@ impl Kind for GitlabContainer {
             true => None,
             false => Accounts::of(&site.settings.docker, &name, site.progress)?,
         };
-        for part in &mut plan.parts {
-            let owner = part.owner.take();
-            part.owner = owner.zip(accounts.as_ref()).and_then(|(name, all)| all.numbers(&name));
-        }
+        plan.notes.extend(number_owners(&mut plan.parts, accounts.as_ref()));
         if let Ok(rails) = std::fs::metadata(package.at(DATA).join("gitlab-rails")) {
             plan.notes.push(format!(
                 "GitLab's files belong to user {} and group {} of the container; a restore keeps \
@@ -146,6 +143,23 @@ impl Kind for GitlabContainer {
     fn shares_with(&self) -> Option<&'static dyn Kind> {
         Some(&Gitlab)
     }
+}
+
+/// Replaces the names of owners by numbers of this machine; `None` if the container does not answer.
+/// Returns notes about accounts that it lacks.
+fn number_owners(parts: &mut [Part], accounts: Option<&Accounts>) -> Vec<String> {
+    let mut notes = Vec::new();
+    for part in parts {
+        let Some((name, accounts)) = part.owner.take().zip(accounts) else { continue };
+        part.owner = accounts.numbers(&name);
+        if part.owner.is_none() && part.is_there() {
+            notes.push(format!(
+                "the container has no account {name}; owners of part `{}` are not looked at",
+                part.name
+            ));
+        }
+    }
+    notes
 }
 
 /// Returns true if a container runs a GitLab of a project.
@@ -553,6 +567,25 @@ mod tests {
         let truncated = &COMPOSE[..COMPOSE.len() - 60];
         let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", truncated)], "docker = ['false']");
         assert!(plan.is_ok(), "its volumes are whole");
+    }
+
+    #[test]
+    fn accounts_that_the_container_lacks_are_named() {
+        let settings = toml::from_str("kind = 'gitlab-container'").expect("settings");
+        let mut plan = Plan::new("forge", "gitlab-container", &settings);
+        for (name, owner) in [("uploads", "git"), ("registry", "registry"), ("config", "root")] {
+            plan.takes(name, "", "/tmp".into()).owner = Some(owner.into());
+        }
+        plan.takes("redis", "", "/nowhere".into()).owner = Some("gitlab-redis".into());
+        let all = "0 0 4294967295\n";
+        let passwd = "root:x:0:0::/root:/bin/sh\ngit:x:998:998::/var/opt/gitlab:/bin/sh\n";
+        let accounts = Accounts::parse(&format!("{all}{all}{passwd}"));
+        let notes = number_owners(&mut plan.parts, Some(&accounts));
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].contains("no account registry"), "{notes:?}");
+        let owners: Vec<_> = plan.parts.iter().map(|part| part.owner.as_deref()).collect();
+        assert_eq!(owners, [Some("998:998"), None, Some("0:0"), None]);
+        assert!(number_owners(&mut plan.parts, None).is_empty());
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Accounts {
         }
     }
 
-    fn parse(text: &str) -> Accounts {
+    pub(super) fn parse(text: &str) -> Accounts {
         let mut accounts = Accounts::default();
         for line in text.lines() {
             let fields: Vec<&str> = line.split(':').collect();
