@@ -6,7 +6,7 @@ use crate::support::gitlab::{Builder, DATA, Gitlab, assert_rows_have_files, fsck
 use crate::support::gitlab_container::GitlabContainer;
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::postgres::{Options, Postgres};
-use crate::support::sandbox::{FORGEKEEP, Run, Sandbox, need_root};
+use crate::support::sandbox::{Dice, FORGEKEEP, Run, Sandbox, need_root};
 use crate::support::server::{Signal, wait_until};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -454,4 +454,81 @@ fn a_machine_without_a_configuration_is_rebuilt_at_the_real_paths() {
     assert!(outcome.all_output().contains("is not configured here"), "{}", outcome.all_output());
     assert!(outcome.stdout.contains("gitlab: rebuilt, no problems found"), "{}", outcome.stdout);
     fsck_all(gitlab.root());
+}
+
+#[test]
+fn mount_points_stay_and_get_the_restored_files() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let data = sandbox.path("data");
+    std::fs::create_dir_all(data.join("a b/disk")).expect("directories");
+    let more = format!("[instances.forge.parts.data]\npath = '{}'", data.display());
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    let script = "set -e
+        mount -t tmpfs none data
+        mkdir -p 'data/a b/disk' data/c
+        mount -t tmpfs none 'data/a b/disk'
+        echo right > 'data/a b/disk/f'; echo right > data/c/f
+        $FK backup --instance forge --init
+        echo wrong > 'data/a b/disk/f'; echo wrong > data/c/f
+        $FK rebuild forge --yes
+        mountpoint data; mountpoint 'data/a b/disk'
+        grep right 'data/a b/disk/f' data/c/f
+        grep wrong data/.before-rebuild-*/c/f
+        grep wrong 'data/a b/disk'/.before-rebuild-*/f
+        test ! -e data/.before-rebuild-*/a*";
+    let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
+    let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+        .run()
+        .ok();
+}
+
+/// Changes a byte in the first chunk of the largest file below a directory.
+fn spoil_largest(dir: &Path) {
+    let shards =
+        std::fs::read_dir(dir).expect("lists").map(|shard| shard.expect("an entry").path());
+    let files = shards.flat_map(|shard| std::fs::read_dir(shard).expect("lists"));
+    let files = files.map(|file| file.expect("an entry"));
+    let largest = files.max_by_key(|file| file.metadata().expect("its size").len());
+    let path = largest.expect("a segment").path();
+    let mut bytes = std::fs::read(&path).expect("reads");
+    bytes[100_000] ^= 0xff;
+    std::fs::remove_file(&path).expect("removes");
+    std::fs::write(&path, bytes).expect("writes");
+}
+
+#[test]
+fn a_damaged_file_does_not_keep_the_rest_back() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let data = sandbox.path("data");
+    std::fs::create_dir_all(&data).expect("directories");
+    let mut dice = Dice::new(7);
+    for name in ["lost", "kept"] {
+        std::fs::write(data.join(name), dice.bytes(300_000)).expect("writes");
+    }
+    let log = sandbox.text("services.log");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n[instances.forge.services]\n\
+         stop = [{{ command = ['true'] }}]\nstart = [{{ command = ['touch', '{log}'] }}]\n",
+        data.display()
+    );
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    backup(&sandbox).run().ok();
+    spoil_largest(&sandbox.path("store/segments"));
+    std::fs::remove_dir_all(&data).expect("removes");
+    let rebuild =
+        |arguments: &[&str]| configured(&sandbox, ["rebuild", "forge"]).args(arguments).run();
+    let outcome = rebuild(&[]).ends_with(3);
+    assert!(
+        outcome.stderr.contains("could not be restored completely"),
+        "{}",
+        outcome.all_output()
+    );
+    assert_eq!(names(&data).len(), 1, "{:?}", names(&data));
+    assert!(sandbox.path("services.log").exists());
+    // The same words continue, or begin again.
+    rebuild(&["latest", "--yes"]).ends_with(3);
 }

@@ -320,7 +320,6 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
              missing extension, and run the command again: it loads this database anew"
                 .into()
         }
-        E::NotRestored { .. } => "mend the cause and run the command again".into(),
         E::NoSpaceFor { .. } => "nothing was changed; make space there".into(),
         E::InTheWay { .. } => "nothing was changed; move it, or copy the store elsewhere".into(),
         E::UntrustedLink { .. } => {

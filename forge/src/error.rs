@@ -196,12 +196,6 @@ pub enum Error {
         /// First faults.
         examples: Vec<String>,
     },
-    /// Some files could not be restored; each was reported.
-    #[error("{count} paths could not be restored completely; see the warnings above")]
-    NotRestored {
-        /// Number of paths.
-        count: u64,
-    },
     /// A file system has too little space for the files of a snapshot.
     #[error(
         "the files need {} MiB at {}, which has {} MiB free",

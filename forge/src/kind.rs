@@ -39,6 +39,11 @@ pub trait Kind: Sync {
     /// Returns the evidence of an instance on a machine; `None` if there is no instance.
     fn detect(&self, root: &Path) -> Option<String>;
 
+    /// Returns true if the kind knows the parts of its instances.
+    fn is_product(&self) -> bool {
+        true
+    }
+
     /// Further lines for the configuration of a detected instance.
     fn propose(&self, root: &Path) -> Vec<String> {
         let _ = root;

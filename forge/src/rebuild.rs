@@ -148,6 +148,14 @@ impl Rebuild<'_, '_> {
             self.outcome.checks.extend(examined);
         }
         self.stage(Stage::Checks, Rebuild::examine)?;
+        if self.record.lost_paths() > 0 {
+            let lost = self.record.lost_paths();
+            let text = format!("{lost} paths could not be restored completely");
+            let hint = "`forgekeep check --read-data` names damaged files; `forgekeep find` shows \
+                        other versions of a path";
+            let check = Check::new("restored-files", Verdict::Failed, text).with_hint(hint);
+            self.outcome.checks.push(check);
+        }
         let plan = self.plan().map(|(plan, _)| plan);
         let supervisor = plan.ok().and_then(|plan| plan.control.supervisor().cloned());
         let rake = supervisor.map_or_else(String::new, |supervisor| supervisor.shown());
@@ -264,9 +272,10 @@ impl Rebuild<'_, '_> {
         let new = planned.into_iter().filter(|aside| !is_begun && !is_known(&aside.from)).collect();
         self.record.begin(stage, new)?;
         aside::carry_out(self.record, job.store.observer().progress())?;
-        let report = files.restore(job)?;
-        (self.say)(stage, &report);
-        Ok(())
+        let (text, lost) = files.restore(job)?;
+        (self.say)(stage, &text);
+        // The rest of the instance must come back in spite of a damaged file.
+        if lost > 0 { self.record.lose(lost) } else { Ok(()) }
     }
 
     fn configure(&mut self, stage: Stage, rebuilding: &Rebuilding) -> Result<()> {
@@ -302,7 +311,10 @@ impl Rebuild<'_, '_> {
             Err(error) => return Err(error),
         };
         let Some(server) = &plan.postgres else {
-            return Err(self.wrong("the snapshot has databases, and no server is known".into()));
+            let reason = "the snapshot has databases, and no server is known; set postgres.host, \
+                          postgres.user and postgres.role of the instance in the configuration, and \
+                          run the command again";
+            return Err(self.wrong(reason.into()));
         };
         let root = job.snapshot.root.chunk();
         let connected = Loader::connect(job.store, root, server, job.manifest, job.scratch);

@@ -7,11 +7,11 @@ use crate::select::{self, Filter, Found};
 use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
-use forge::manifest;
+use forge::manifest::{self, Manifest};
 use forge::process::quoted_path;
 use forge::rebuild::{Aside, Job, Outcome, Record, Stage, moves, rebuild};
 use forge::recovery;
-use forge::settings::Settings;
+use forge::settings::{PartSettings, Settings};
 use std::path::{Path, PathBuf};
 use store::entry::Displayed;
 use store::store::{Purpose, Store};
@@ -79,7 +79,9 @@ impl Rebuild {
             return Err(with_hint("only root can rebuild an instance", hint));
         }
         let unfinished = Record::unfinished(&state, &self.instance)?;
-        let selector = self.selector(unfinished.as_deref())?;
+        // An unfinished rebuild continues with its own snapshot.
+        let wanted = self.snapshot.as_deref().or(unfinished.as_deref()).unwrap_or("latest");
+        let selector = Selector::read(wanted)?;
         let place = match (&global.store, &config) {
             (Some(place), _) => place.clone(),
             (None, Some(config)) => instance::place_of(config, &self.instance, global)?,
@@ -91,21 +93,22 @@ impl Rebuild {
         done
     }
 
-    /// Returns the snapshot to rebuild from. An unfinished rebuild continues with its own.
-    fn selector(&self, unfinished: Option<&str>) -> Result<Selector, Failure> {
-        let Some(unfinished) = unfinished else {
-            return Selector::read(self.snapshot.as_deref().unwrap_or("latest"));
-        };
-        match &self.snapshot {
-            Some(other) if !unfinished.starts_with(&other.to_lowercase()) => Err(usage(
-                format!("a rebuild from snapshot {} is not finished", &unfinished[..8]),
+    /// Fails if an unfinished rebuild is from another snapshot.
+    fn expect_same(&self, unfinished: Option<&str>, chosen: &str) -> Result<(), Failure> {
+        match unfinished {
+            Some(unfinished) if unfinished != chosen => Err(usage(
+                format!(
+                    "a rebuild from snapshot {} is not finished, and this one is {}",
+                    &unfinished[..unfinished.len().min(8)],
+                    &chosen[..8]
+                ),
                 format!(
                     "continue it with `forgekeep rebuild {name}`, or forget it with `forgekeep \
                      rebuild {name} --forget` and begin again",
                     name = self.instance
                 ),
             )),
-            _ => Selector::read(unfinished),
+            _ => Ok(()),
         }
     }
 
@@ -120,6 +123,8 @@ impl Rebuild {
     ) -> Result<(), Failure> {
         let Found { id, snapshot, is_sure } =
             select::find_of_instance(store, selector, &self.instance, &self.filter)?;
+        let unfinished = Record::unfinished(state, &self.instance)?;
+        self.expect_same(unfinished.as_deref(), &id.to_string())?;
         let manifest = instance::manifest(store, &id, &snapshot)?.ok_or_else(|| {
             let hint = "`forgekeep snapshots` shows which snapshots are complete";
             with_hint(format!("snapshot {} has no {}", id.short(), manifest::FILE), hint)
@@ -141,7 +146,7 @@ impl Rebuild {
                     "instance {} is not configured here; using the defaults of kind {}",
                     self.instance, manifest.kind
                 ));
-                of_kind = Settings::of_kind(&manifest.kind);
+                of_kind = settings_of(&manifest);
                 &of_kind
             }
         };
@@ -268,6 +273,17 @@ impl Rebuild {
         let moved = count(aside.len() as u64, "path");
         ui.line(format!("{}: forgotten; {moved} moved by it stay where they are", self.instance))
     }
+}
+
+/// Returns the settings of a kind. Only the snapshot knows the parts of an instance of no product.
+fn settings_of(manifest: &Manifest) -> Settings {
+    let mut settings = Settings::of_kind(&manifest.kind);
+    let product = forge::kind::find(&manifest.kind).is_some_and(|kind| kind.is_product());
+    for part in manifest.parts.iter().filter(|_| !product) {
+        let paths = PartSettings { paths: part.paths.clone(), ..PartSettings::default() };
+        settings.parts.insert(part.name.clone(), paths);
+    }
+    settings
 }
 
 /// Adds a next step to errors of programs, for which other commands have another one.

@@ -21,6 +21,10 @@ impl Kind for Plain {
         None
     }
 
+    fn is_product(&self) -> bool {
+        false
+    }
+
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         let settings = site.settings;
         let has_database =

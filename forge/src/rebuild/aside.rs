@@ -4,9 +4,10 @@ use super::record::{Aside, Record};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::view::shown;
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
@@ -14,20 +15,33 @@ use store::observe::Progress;
 /// Directory that file systems make for themselves.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Plans to move what is at a path. Returns `None` if there is nothing, or only directories, which a
-/// package makes.
-pub fn plan(path: &Path, suffix: &str, progress: &Progress) -> Result<Option<Aside>> {
+/// Plans to move what is at a path. There is nothing to move if nothing is there, or only
+/// directories, which a package makes. Mount points stay where they are: their content moves within
+/// them, also if they are below the path.
+pub fn plan(path: &Path, suffix: &str, progress: &Progress) -> Result<Vec<Aside>> {
+    let mut planned = Vec::new();
+    add(path, &mounts()?, suffix, progress, &mut planned)?;
+    Ok(planned)
+}
+
+fn add(
+    path: &Path,
+    mounts: &[PathBuf],
+    suffix: &str,
+    progress: &Progress,
+    planned: &mut Vec<Aside>,
+) -> Result<()> {
     let unread = |source| Error::Read { path: path.to_owned(), source };
     let metadata = match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found.map_err(unread)?,
     };
     if metadata.is_dir() && !has_content(path, progress)? {
-        return Ok(None);
+        return Ok(());
     }
-    let is_mount = metadata.is_dir() && is_mount_point(path).map_err(unread)?;
+    let stays = stays(path, mounts);
     let named = |end: &str| {
-        if is_mount {
+        if stays {
             return path.join(format!(".{suffix}{end}"));
         }
         let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -37,7 +51,52 @@ pub fn plan(path: &Path, suffix: &str, progress: &Progress) -> Result<Option<Asi
     let names = std::iter::once(named("")).chain((2..).map(|number| named(&format!("-{number}"))));
     let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
     let to = free.unwrap_or_else(|| named(""));
-    Ok(Some(Aside { from: path.to_owned(), to, is_mount, is_done: false }))
+    planned.push(Aside { from: path.to_owned(), to, is_mount: stays, is_done: false });
+    if stays && metadata.is_dir() {
+        for item in std::fs::read_dir(path).map_err(unread)? {
+            let inner = item.map_err(unread)?.path();
+            if self::stays(&inner, mounts) {
+                add(&inner, mounts, suffix, progress, planned)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
+/// the mount along.
+fn stays(path: &Path, mounts: &[PathBuf]) -> bool {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    mounts.iter().any(|mount| mount.starts_with(&real))
+}
+
+/// Returns the mount points that this process sees.
+fn mounts() -> Result<Vec<PathBuf>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = std::fs::read(path);
+    let text = text.map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    Ok(text.split(|byte| *byte == b'\n').filter_map(mount_point).collect())
+}
+
+/// Returns the fifth field of a line of `/proc/self/mountinfo`, in which blanks are octal numbers.
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let mut left = line.split(|byte| *byte == b' ').nth(4)?;
+    let mut bytes = Vec::new();
+    while let Some((first, rest)) = left.split_first() {
+        let number = rest.get(..3).filter(|_| *first == b'\\');
+        let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
+        match number.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                left = &rest[3..];
+            }
+            None => {
+                bytes.push(*first);
+                left = rest;
+            }
+        }
+    }
+    Some(PathBuf::from(OsString::from_vec(bytes)))
 }
 
 /// Makes the recorded moves that are not made yet.
@@ -75,8 +134,9 @@ fn make_way(aside: &Aside) -> io::Result<()> {
     aside.from.parent().map_or(Ok(()), file::sync_dir)
 }
 
-/// Moves the content of a directory into a directory within it.
+/// Moves the content of a directory into a directory within it. Mount points stay.
 fn empty(dir: &Path, to: &Path) -> io::Result<()> {
+    let mounts = mounts().map_err(io::Error::other)?;
     match DirBuilder::new().mode(0o700).create(to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made?,
@@ -84,18 +144,12 @@ fn empty(dir: &Path, to: &Path) -> io::Result<()> {
     let names = std::fs::read_dir(dir)?.map(|item| Ok(item?.file_name()));
     for name in names.collect::<io::Result<Vec<_>>>()? {
         let path = dir.join(&name);
-        if path != to && name != LOST_AND_FOUND {
+        if path != to && name != LOST_AND_FOUND && !stays(&path, &mounts) {
             std::fs::rename(&path, to.join(&name))?;
         }
     }
     file::sync_dir(to)?;
     file::sync_dir(dir)
-}
-
-/// Recognises a directory of the same file system that is mounted there, too.
-fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
-    Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Returns true if there is anything but directories in a directory.
@@ -153,11 +207,11 @@ mod tests {
         std::fs::write(&file, "old").expect("writes");
         let progress = Progress::default();
         let of = |path: &Path| plan(path, "before-1", &progress).expect("plans");
-        assert_eq!(of(&dir.path().join("absent")), None);
-        assert_eq!(of(&bare), None);
+        assert_eq!(of(&dir.path().join("absent")), []);
+        assert_eq!(of(&bare), []);
         let mut record = record(dir.path());
         record
-            .begin(Stage::Files, [&data, &file].into_iter().filter_map(|path| of(path)).collect())
+            .begin(Stage::Files, [&data, &file].into_iter().flat_map(|path| of(path)).collect())
             .expect("records");
         // A kill between the move and its record.
         std::fs::rename(&data, dir.path().join("data.before-1")).expect("moves");
@@ -183,8 +237,12 @@ mod tests {
         }
         assert!(to.join("a").exists() && !dir.path().join("a").exists());
         assert!(dir.path().join(LOST_AND_FOUND).exists());
-        let is_mount = |path: &Path| is_mount_point(path).expect("looks");
-        assert!(is_mount(Path::new("/proc")) && !is_mount(dir.path()));
+        let mounts = mounts().expect("reads");
+        assert!(stays(Path::new("/proc"), &mounts) && stays(Path::new("/"), &mounts));
+        assert!(!stays(dir.path(), &mounts));
+        let line = b"36 35 98:0 /mnt1 /mnt/a\\040b rw,noatime master:1 - ext3 /dev/root rw";
+        assert_eq!(mount_point(line), Some("/mnt/a b".into()));
+        assert_eq!(mount_point(b""), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::service::postgres::{Connection, MAINTENANCE, Server, identifier, lite
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::entry::Entry;
@@ -44,7 +44,9 @@ pub struct Loader<'a> {
     client: Reach,
     progress: &'a Progress,
     /// Directory for dumps that several processes load at once.
-    pub scratch: &'a Path,
+    scratch: &'a Path,
+    /// Name of the instance.
+    instance: &'a str,
 }
 
 impl<'a> Loader<'a> {
@@ -54,7 +56,7 @@ impl<'a> Loader<'a> {
         store: &'a Store,
         root: ChunkId,
         server: &'a Server,
-        manifest: &Manifest,
+        manifest: &'a Manifest,
         scratch: &'a Path,
     ) -> Result<(Loader<'a>, String)> {
         #[derive(Deserialize)]
@@ -83,7 +85,8 @@ impl<'a> Loader<'a> {
             });
         }
         let client = server.client(here, progress)?;
-        Ok((Loader { store, root, server, client, progress, scratch }, version))
+        let instance = &manifest.instance;
+        Ok((Loader { store, root, server, client, progress, scratch, instance }, version))
     }
 
     /// Loads the dump of roles. Returns the errors that count, and the number of harmless ones, which
@@ -191,13 +194,16 @@ impl<'a> Loader<'a> {
         }
         let user = self.client.user.as_deref().map(nix::unistd::User::from_name);
         let user = user.and_then(|found| found.ok().flatten());
-        let dir = tempfile::Builder::new().prefix("forgekeep-rebuild-").tempdir_in(self.scratch);
-        let dir = dir.map_err(failed)?;
-        let path = dir.path().join("dump");
+        // The same name in each call: a killed one leaves its dump, which may be large.
+        let dir = self.scratch.join(format!("forgekeep-rebuild.{}", self.instance));
+        let path = dir.join("dump");
         let Some(text) = path.to_str().map(str::to_owned) else { return Ok(None) };
+        let _ = std::fs::remove_dir_all(&dir);
+        let dir = DumpDir(dir);
         let make = || {
-            // Only the client's user reads the file, and the name does not matter.
-            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
+            // Fails if another user holds the name. Only the client's user reads the file.
+            std::fs::DirBuilder::new().mode(0o700).create(&dir.0)?;
+            std::fs::set_permissions(&dir.0, std::fs::Permissions::from_mode(0o711))?;
             let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
             let owner = user.map(|user| (user.uid.as_raw(), user.gid.as_raw()));
             owner.map_or(Ok(()), |(uid, gid)| fchown(&file, Some(uid), Some(gid)))?;
@@ -269,8 +275,18 @@ impl<'a> Loader<'a> {
 
 /// A dump for one client, removed when it is dropped.
 struct DumpFile {
-    _dir: tempfile::TempDir,
+    _dir: DumpDir,
     path: String,
+}
+
+/// Directory of a dump, removed when it is dropped.
+struct DumpDir(PathBuf);
+
+impl Drop for DumpDir {
+    fn drop(&mut self) {
+        // The next call removes it otherwise.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl DumpFile {

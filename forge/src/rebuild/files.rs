@@ -93,7 +93,7 @@ impl Files {
         let progress = job.store.observer().progress();
         let planned =
             self.paths.iter().map(|path| aside::plan(&place(job, path)?, suffix, progress));
-        Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        Ok(planned.collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Returns the number of entries and their bytes.
@@ -106,8 +106,9 @@ impl Files {
         Ok(sum)
     }
 
-    /// Restores the paths. Returns a description of the result.
-    pub fn restore(&self, job: &Job<'_>) -> Result<String> {
+    /// Restores the paths. Returns a description of the result, and the number of paths that are
+    /// missing or incomplete.
+    pub fn restore(&self, job: &Job<'_>) -> Result<(String, u64)> {
         let globs = |paths: &[PathBuf]| {
             let patterns: Vec<Vec<u8>> = paths.iter().map(|path| escape(path)).collect();
             Globs::new(patterns.iter().map(Vec::as_slice))
@@ -123,7 +124,7 @@ impl Files {
             }
         }
         let root = job.snapshot.root.chunk();
-        let mut totals = (0, 0);
+        let (mut totals, mut lost) = ((0, 0), 0);
         let mut restored = |from: &[u8], target: &Path, include: Globs| -> Result<()> {
             let options = Options {
                 include,
@@ -137,10 +138,7 @@ impl Files {
                 is_dry: false,
             };
             let report = store::restore::restore(job.store, &root, from, target, &options)?;
-            let refused = report.failed + report.metadata_refused + report.owner_denied;
-            if refused > 0 {
-                return Err(Error::NotRestored { count: refused });
-            }
+            lost += report.failed + report.metadata_refused + report.owner_denied;
             totals.0 += report.files_restored + report.files_unchanged;
             totals.1 += report.bytes_restored;
             Ok(())
@@ -155,7 +153,12 @@ impl Files {
             restored(&tree_path(&path), target, Globs::default())?;
         }
         self.sync(job)?;
-        Ok(format!("restored {} files ({}) to {}", totals.0, mebibytes(totals.1), self.shown()))
+        let bytes = mebibytes(totals.1);
+        let mut text = format!("restored {} files ({bytes}) to {}", totals.0, self.shown());
+        if lost > 0 {
+            text += &format!("; {lost} paths are missing or incomplete, see the warnings above");
+        }
+        Ok((text, lost))
     }
 
     /// Makes the restored data durable on each file system: the record says next that it is there.

@@ -129,6 +129,8 @@ struct State {
     ran_stop_commands: bool,
     /// Containers with the restart policies that they had.
     restart_policies: Vec<(String, String)>,
+    /// Number of paths that could not be restored completely.
+    lost_paths: u64,
     aside: Vec<Aside>,
     databases: Vec<Loading>,
 }
@@ -163,6 +165,7 @@ impl Record {
             stopped: Vec::new(),
             ran_stop_commands: false,
             restart_policies: Vec::new(),
+            lost_paths: 0,
             aside: Vec::new(),
             databases: Vec::new(),
         });
@@ -252,6 +255,17 @@ impl Record {
     /// Records the restart policy of a container before it is changed.
     pub fn will_change_policy(&mut self, container: &str, policy: &str) -> Result<()> {
         self.state.restart_policies.push((container.into(), policy.into()));
+        self.write()
+    }
+
+    /// Returns the number of paths that could not be restored completely.
+    pub fn lost_paths(&self) -> u64 {
+        self.state.lost_paths
+    }
+
+    /// Adds paths that could not be restored completely.
+    pub fn lose(&mut self, paths: u64) -> Result<()> {
+        self.state.lost_paths = self.state.lost_paths.saturating_add(paths);
         self.write()
     }
 

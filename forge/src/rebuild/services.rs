@@ -161,9 +161,9 @@ impl Rebuild<'_, '_> {
             (self.say)(Stage::Redis, "starts empty: the snapshot has no saved queue");
             return Ok(());
         }
-        let text = saved.restore(job)?;
+        let (text, lost) = saved.restore(job)?;
         (self.say)(Stage::Redis, &text);
-        Ok(())
+        if lost > 0 { self.record.lose(lost) } else { Ok(()) }
     }
 
     /// Starts what was stopped, and applies the configuration once more.
