@@ -123,6 +123,26 @@ fn unreadable_records_cost_only_a_warning() {
 }
 
 #[test]
+fn only_commands_that_show_records_read_them() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a");
+    sandbox.run(["init"]).ok();
+    sandbox.backup(["source"]);
+    sandbox.run(["check"]).ok();
+    let looks = |arguments: &[&str]| {
+        let traced = sandbox.tool("strace").args(["-f", "-qq", "-e", "trace=openat,open"]);
+        let traced = traced.args([crate::support::sandbox::FORGEKEEP]).args(arguments).run().ok();
+        traced.all_output().contains("/checks/0")
+    };
+    for arguments in
+        [&["backup", "source"][..], &["ls", "latest"], &["restore", "latest", "-t", "r"]]
+    {
+        assert!(!looks(arguments), "{arguments:?}");
+    }
+    assert!(looks(&["snapshots"]));
+}
+
+#[test]
 fn a_check_of_a_store_that_cannot_be_written_leaves_no_record() {
     need_root();
     let sandbox = Sandbox::new();

@@ -79,6 +79,16 @@ fn a_gitlab_in_containers_is_restored() {
     assert!(asked.contains("handed over PGPASSWORD"), "{asked}");
     assert!(!asked.contains("stop "), "{asked}");
 
+    let scratch = gitlab::short_dir();
+    let drill = ["drill", "forge", "--whole", "--json", "--scratch"];
+    let drilled = configured(&sandbox, drill).args([scratch.path()]).run().ok();
+    assert_discreet(&drilled.all_output());
+    for name in ["secrets", "files"] {
+        let lines = drilled.json();
+        let check = lines.iter().find(|line| line["name"] == name);
+        assert_eq!(check.expect("is there")["verdict"], "ok", "{lines:?}");
+    }
+
     sandbox.restore("latest", "restored");
     let restored = sandbox.path("restored");
     let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));

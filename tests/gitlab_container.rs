@@ -48,6 +48,15 @@ fn an_official_container_is_restored() {
         assert!(asked.contains(words), "{words}: {asked}");
     }
 
+    let scratch = gitlab::short_dir();
+    let drill = ["drill", "forge", "--whole", "--json", "--scratch"];
+    let drilled = configured(&sandbox, drill).args([scratch.path()]).run().ok().json();
+    let names: Vec<_> =
+        lines(&drilled, "check").iter().map(|check| check["name"].clone()).collect();
+    for name in ["secrets", "files", "single-sign-on"] {
+        assert!(names.iter().any(|known| known == name), "{name}: {drilled:?}");
+    }
+
     sandbox.restore("latest", "restored");
     let restored = sandbox.path("restored");
     let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));

@@ -44,19 +44,32 @@ pub fn examine(
     let view = View::Through { view: tree, mounts: &manifest.mounts };
     let mut checks = kind.check_loaded(&plan, &mut databases, &view)?;
     for check in &mut checks {
-        worsen(check, &manifest.checks);
+        compare(check, &manifest.checks);
     }
     Ok(checks)
 }
 
-/// Turns a warning about sign-on into a failure if the backup found none. The snapshot then differs
-/// from the instance.
-fn worsen(check: &mut Check, of_backup: &[Check]) {
-    let was_good = |known: &Check| known.name == check.name && known.verdict == Verdict::Ok;
+/// Adapts a verdict to that of the same check of the backup, on the instance itself.
+///
+/// A mismatch of sign-on fails if the backup found none: the snapshot differs from the instance. A
+/// check that the backup could not make either, such as one of sign-on that is switched off, is no
+/// gap of the drill.
+fn compare(check: &mut Check, of_backup: &[Check]) {
+    let was = |verdict| {
+        let is_same = |known: &Check| known.name == check.name && known.verdict == verdict;
+        of_backup.iter().any(is_same)
+    };
     let is_sign_on = check.name == kind::mattermost::single_sign_on::NAME;
-    if is_sign_on && check.verdict == Verdict::Warning && of_backup.iter().any(was_good) {
-        check.verdict = Verdict::Failed;
-        check.text += "; when the snapshot was made, they matched";
+    match check.verdict {
+        Verdict::Warning if is_sign_on && was(Verdict::Ok) => {
+            check.verdict = Verdict::Failed;
+            check.text += "; when the snapshot was made, they matched";
+        }
+        Verdict::Unknown if was(Verdict::Unknown) => {
+            check.verdict = Verdict::Ok;
+            check.text = format!("not examined, as in the backup: {}", check.text);
+        }
+        _ => {}
     }
 }
 
@@ -65,10 +78,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sign_on_that_matched_in_the_backup_must_match_in_the_snapshot() {
+    fn verdicts_depend_on_those_of_the_backup() {
         let of = |name: &str, verdict, before: &[Check]| {
             let mut check = Check::new(name, verdict, "text");
-            worsen(&mut check, before);
+            compare(&mut check, before);
             check.verdict
         };
         let sign_on = "single-sign-on";
@@ -77,6 +90,8 @@ mod tests {
         assert_eq!(of(sign_on, Verdict::Warning, &good), Verdict::Failed);
         assert_eq!(of(sign_on, Verdict::Warning, &bad), Verdict::Warning);
         assert_eq!(of(sign_on, Verdict::Unknown, &good), Verdict::Unknown);
+        let off = [Check::new(sign_on, Verdict::Unknown, "switched off")];
+        assert_eq!(of(sign_on, Verdict::Unknown, &off), Verdict::Ok);
         // A drill looks at other rows than the backup.
         assert_eq!(of("files", Verdict::Warning, &good), Verdict::Warning);
     }
