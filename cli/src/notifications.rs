@@ -112,7 +112,9 @@ pub fn examined(ui: &Ui, config: &Config, name: &str, run: RunId, record: &Check
     let origin = Origin { instance: name, host: &record.host, run, is_test: false };
     let what = What::Examined(record);
     let notification = Notification { origin, at: now(), what, previous: None };
-    let memory = config.state.join(format!("last-{}", record.kind.name())).join(name);
+    let memory = config.state.join(format!("last-{}", record.kind.name()));
+    // The name of a store can be any text, and so can the argument of a drill.
+    let memory = memory.join(notify::escaped(name));
     if config.notify.is_empty() {
         return;
     }

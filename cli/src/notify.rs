@@ -23,6 +23,7 @@ use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use notification::OwnedNotification;
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
@@ -456,6 +457,22 @@ fn persist<T>(mut one: impl FnMut() -> Result<T, NotifyError>) -> Result<T, Noti
         }
     }
     one()
+}
+
+/// Escapes a name as a file name, or a part of one. Each name has another one.
+pub fn escaped(name: &str) -> String {
+    let mut file = String::new();
+    for byte in name.bytes() {
+        let is_first = file.is_empty();
+        let _ = match byte {
+            b'.' if is_first => file.write_str("%2E"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                file.write_char(byte.into())
+            }
+            _ => write!(file, "%{byte:02X}"),
+        };
+    }
+    file
 }
 
 /// Fills in `{instance}` and `{host}` in a text of the configuration.

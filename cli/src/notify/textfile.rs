@@ -1,7 +1,7 @@
 //! Metrics in a file for the textfile collector of Prometheus' node exporter.
 
 use super::notification::number;
-use super::{Notification, Notify, NotifyError, What};
+use super::{Notification, Notify, NotifyError, What, escaped};
 use crate::run_record::RunRecord;
 use serde::Deserialize;
 use std::fmt::Write as _;
@@ -99,20 +99,6 @@ fn file_name(instance: &str) -> String {
 /// begin differently.
 fn file_of_examination(kind: CheckKind, name: &str) -> String {
     format!("forgekeep.{}_{}.prom", kind.name(), escaped(name))
-}
-
-/// Escapes a name as a part of a file name, distinct for each.
-fn escaped(instance: &str) -> String {
-    let mut name = String::new();
-    for byte in instance.bytes() {
-        let _ = match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
-                name.write_char(byte.into())
-            }
-            _ => write!(name, "%{byte:02X}"),
-        };
-    }
-    name
 }
 
 /// Returns the end of a check or drill in seconds since 1970.
