@@ -65,7 +65,8 @@ const ENTRY_BYTES: u64 = 4096;
 ///
 /// As root, git and PostgreSQL run as user nobody. The drill needs no running instance, and changes
 /// neither the instance nor its snapshots. The exit code is 3 if something has a fault or could not
-/// be examined.
+/// be examined. A fault that the instance itself had, such as the lost file of an upload, is only a
+/// warning.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -493,7 +494,7 @@ impl Work<'_> {
             checks.push(Check::new("contents", Verdict::Unknown, OUT_OF_TIME));
         } else {
             let tree = View::Tree { store: self.store, root: self.root };
-            match contents::examine(&server, manifest, &tree, projects) {
+            match contents::examine(&server, manifest, &tree, projects, self.left()) {
                 Ok(more) => checks.extend(more),
                 Err(error) if error.is_interrupted() => return Err(error.into()),
                 Err(error) => {

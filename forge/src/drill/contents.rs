@@ -13,17 +13,19 @@ use crate::settings::Settings;
 use crate::view::View;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Purpose of a database of Mattermost in a plan.
 const MATTERMOST: &str = "mattermost";
 
 /// Checks the loaded databases against the tree of their snapshot: the rows of some projects, or
-/// else a sample of all rows.
+/// else a sample of all rows. A question that takes longer than the limit is not answered.
 pub fn examine(
     server: &ScratchServer<'_>,
     manifest: &Manifest,
     tree: &View<'_>,
     projects: Option<BTreeSet<u64>>,
+    limit: Duration,
 ) -> Result<Vec<Check>> {
     let Some(kind) = kind::find(&manifest.kind) else { return Ok(Vec::new()) };
     let mut plan = Plan::new(&manifest.instance, kind.name(), &Settings::of_kind(kind.name()));
@@ -33,7 +35,7 @@ pub fn examine(
     plan.mounts.clone_from(&manifest.mounts);
     plan.postgres = Some(server.server().clone());
     plan.projects = projects;
-    let mut databases = server.connect()?;
+    let mut databases = server.connect(limit)?;
     // Only its name shows which one belongs to Mattermost.
     let named = databases.iter().find(|database| database.database.contains(MATTERMOST));
     plan.databases.extend(named.map(|database| Database {

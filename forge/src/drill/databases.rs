@@ -200,10 +200,15 @@ impl<'a> ScratchServer<'a> {
         &self.server
     }
 
-    /// Connects to all loaded databases, under their names in the snapshot.
-    pub fn connect(&self) -> Result<Vec<Connection<'a>>> {
+    /// Connects to all loaded databases, under their names in the snapshot. No question may take
+    /// longer than the limit.
+    pub fn connect(&self, limit: Duration) -> Result<Vec<Connection<'a>>> {
+        // 0 would be no limit.
+        let limit = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1);
+        let set = format!("select set_config('statement_timeout', '{limit}', false)");
         let connect = |[name, here]: &[String; 2]| {
             let mut connection = self.server.connect(here, self.progress)?;
+            connection.rows::<serde_json::Value>(&set)?;
             connection.export_snapshot()?;
             connection.database.clone_from(name);
             Ok(connection)
