@@ -83,6 +83,7 @@ pub struct ScratchServer<'a> {
     running: Running,
     server: Server,
     installed: Installed,
+    scratch: &'a Scratch,
     user: Option<&'a str>,
     progress: &'a Progress,
     /// Number of databases made so far.
@@ -149,6 +150,7 @@ impl<'a> ScratchServer<'a> {
             running,
             server,
             installed,
+            scratch,
             user,
             progress,
             made: 0,
@@ -158,10 +160,15 @@ impl<'a> ScratchServer<'a> {
 
     /// Loads roles. Returns the errors that are not harmless.
     pub fn load_globals(&self, file: &Path, limit: Duration) -> Result<Vec<String>> {
-        let mut loaded = self.load_sql(file, MAINTENANCE, limit)?;
-        // Directories of tablespaces are not there; the dumps are loaded without them.
-        loaded.errors.retain(|error| !error.contains("tablespace"));
-        Ok(loaded.errors)
+        // A tablespace lies outside of the scratch space: in the directory of the instance itself.
+        let roles = file.with_file_name("roles.sql");
+        let write = || {
+            let text = without_tablespaces(&std::fs::read(file)?);
+            std::fs::write(&roles, text)?;
+            self.scratch.give(&roles)
+        };
+        write().map_err(|source| Error::Write { path: roles.clone(), source })?;
+        Ok(self.load_sql(&roles, MAINTENANCE, limit)?.errors)
     }
 
     /// Loads a dump into a database of its own, and compares its rows with those that the backup
@@ -238,6 +245,21 @@ impl<'a> ScratchServer<'a> {
         let first = [as_argument(&program)?, &host, &role, "--no-password"];
         Ok(Command::new(first.into_iter().chain(words.iter().copied())).by(self.user))
     }
+}
+
+/// Removes the statements about tablespaces, each of which is a line, from a dump of roles.
+fn without_tablespaces(text: &[u8]) -> Vec<u8> {
+    let is_other = |line: &&[u8]| {
+        let line = String::from_utf8_lossy(line);
+        let verbs = ["CREATE TABLESPACE ", "ALTER TABLESPACE ", "COMMENT ON TABLESPACE "];
+        let is_right = line.starts_with("GRANT ") || line.starts_with("REVOKE ");
+        let is_setting = line.starts_with("ALTER ROLE ") && line.contains("default_tablespace");
+        !(verbs.iter().any(|verb| line.starts_with(verb))
+            || is_right && line.contains(" ON TABLESPACE ")
+            || is_setting)
+    };
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(is_other).collect();
+    lines.join(&b'\n')
 }
 
 /// Returns the start of a command line that ends a program with this process.
@@ -353,6 +375,14 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, [13, 15]);
         assert!(Installed::newest(1000).is_none());
+    }
+
+    #[test]
+    fn tablespaces_of_the_instance_are_not_made() {
+        let text = b"CREATE ROLE a;\nCREATE TABLESPACE t OWNER a LOCATION '/srv/t';\n\
+                     GRANT ALL ON TABLESPACE t TO b;\nALTER TABLESPACE t SET (x='1');\n\
+                     ALTER ROLE a SET default_tablespace TO 't';\nGRANT a TO b;\n";
+        assert_eq!(without_tablespaces(text), b"CREATE ROLE a;\nGRANT a TO b;\n");
     }
 
     #[test]
