@@ -150,6 +150,8 @@ fn a_new_machine_becomes_the_instance_of_the_snapshot() {
     assert!(sums.len() == 2 && sums[0] == sums[1], "{log}");
     // Jobs of the new machine would act on the old databases.
     assert_eq!(bench.gitlab.redis.ask(&["DBSIZE"]).trim(), "0");
+    let dump = place(bench.gitlab.path("var/opt/gitlab/redis/dump.rdb").to_str().expect("text"));
+    assert!(Path::new(&dump).metadata().expect("is kept").len() > 1000, "{dump}");
 
     // The instance works: it can be backed up.
     backup(&bench.sandbox).run().ok();

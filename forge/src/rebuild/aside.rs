@@ -4,16 +4,24 @@ use super::record::{Aside, Record};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::view::shown;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
 /// Directory that file systems make for themselves.
 const LOST_AND_FOUND: &str = "lost+found";
+/// Start of the names of what is moved, in a directory that stays.
+const KEPT: &str = ".before-rebuild-";
+
+/// Returns true if an entry of a directory that stays is not moved: its file system needs it, or an
+/// earlier rebuild made it.
+fn is_kept(name: &OsStr) -> bool {
+    name == LOST_AND_FOUND || name.as_bytes().starts_with(KEPT.as_bytes())
+}
 
 /// Plans to move what is at a path. There is nothing to move if nothing is there, or only
 /// directories, which a package makes. Mount points stay where they are: their content moves within
@@ -144,7 +152,7 @@ fn empty(dir: &Path, to: &Path) -> io::Result<()> {
     let names = std::fs::read_dir(dir)?.map(|item| Ok(item?.file_name()));
     for name in names.collect::<io::Result<Vec<_>>>()? {
         let path = dir.join(&name);
-        if path != to && name != LOST_AND_FOUND && !stays(&path, &mounts) {
+        if !is_kept(&name) && !stays(&path, &mounts) {
             std::fs::rename(&path, to.join(&name))?;
         }
     }
@@ -160,6 +168,9 @@ fn has_content(top: &Path, progress: &Progress) -> Result<bool> {
         let unread = |source| Error::Read { path: dir.clone(), source };
         for item in std::fs::read_dir(&dir).map_err(unread)? {
             let item = item.map_err(unread)?;
+            if is_kept(&item.file_name()) {
+                continue;
+            }
             if !item.file_type().map_err(unread)?.is_dir() {
                 return Ok(true);
             }
@@ -231,11 +242,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join(LOST_AND_FOUND)).expect("a directory");
         std::fs::write(dir.path().join("a"), "a").expect("writes");
-        let to = dir.path().join(".before-1");
+        let to = dir.path().join(".before-rebuild-1");
+        std::fs::create_dir(dir.path().join(".before-rebuild-0")).expect("a directory");
+        std::fs::write(dir.path().join(".before-rebuild-0/f"), "older").expect("writes");
         for _ in 0..2 {
             empty(dir.path(), &to).expect("moves");
         }
         assert!(to.join("a").exists() && !dir.path().join("a").exists());
+        assert!(dir.path().join(".before-rebuild-0/f").exists());
+        assert!(!has_content(dir.path(), &Progress::default()).expect("looks"));
         assert!(dir.path().join(LOST_AND_FOUND).exists());
         let mounts = mounts().expect("reads");
         assert!(stays(Path::new("/proc"), &mounts) && stays(Path::new("/"), &mounts));

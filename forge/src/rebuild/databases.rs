@@ -103,6 +103,18 @@ impl<'a> Loader<'a> {
         has(&mut self.server.connect(MAINTENANCE, self.progress)?, name)
     }
 
+    /// Returns a new name for a database, which none has.
+    fn free_name(&self, name: &str, suffix: &str) -> Result<String> {
+        let mut free = aside(name, suffix);
+        for number in 2.. {
+            if !self.has(&free)? {
+                break;
+            }
+            free = aside(name, &format!("{suffix}_{number}"));
+        }
+        Ok(free)
+    }
+
     /// Loads a database, unless the record says that it was loaded. Returns the comparison of its rows
     /// with those that the backup counted.
     pub fn load(&self, dumped: &Dumped, record: &mut Record) -> Result<Check> {
@@ -115,7 +127,8 @@ impl<'a> Loader<'a> {
         let mut loading = match known {
             Some(known) => known,
             None => {
-                let aside = self.has(name)?.then(|| aside(name, record.suffix()));
+                let aside = self.has(name)?.then(|| self.free_name(name, record.suffix()));
+                let aside = aside.transpose()?;
                 Loading { name: name.clone(), aside, is_begun: false, is_loaded: false }
             }
         };

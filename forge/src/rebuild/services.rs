@@ -4,9 +4,11 @@ use super::{Rebuild, Stage};
 use crate::error::{Error, Result};
 use crate::kind::Rebuilding;
 use crate::plan::{Phase, Plan};
-use crate::rebuild::aside;
 use crate::rebuild::files::Files;
+use crate::rebuild::{Aside, aside};
 use crate::service::control::{Control, Speaks, Supervisor};
+use crate::service::redis::{Redis, Saved};
+use std::path::Path;
 use store::observe::Event;
 
 impl Rebuild<'_, '_> {
@@ -114,7 +116,18 @@ impl Rebuild<'_, '_> {
         let is_up = redis.expect_access(progress).is_ok();
         let is_ours = job.is_dry || !is_up;
         if !is_ours {
-            // A running server would overwrite its files.
+            // A running server would overwrite its files. Its data is kept, like all other.
+            let kept = self.keep_queue(redis, plan.redis_dir());
+            if let Err(error) = kept {
+                if error.is_interrupted() {
+                    return Err(error);
+                }
+                let text = format!("its data could not be kept, so it was not emptied: {error}");
+                (self.say)(Stage::Redis, &text);
+                let left = "redis-cli FLUSHALL, unless its jobs belong to the restored databases";
+                self.outcome.left.push(left.into());
+                return Ok(());
+            }
             redis.flush(progress)?;
             let text = match saved.is_empty() {
                 true => "emptied; the snapshot has no saved queue".to_owned(),
@@ -164,6 +177,26 @@ impl Rebuild<'_, '_> {
         let (text, lost) = saved.restore(job)?;
         (self.say)(Stage::Redis, &text);
         if lost > 0 { self.record.lose(lost) } else { Ok(()) }
+    }
+
+    /// Saves the data of a running Redis, and copies the file.
+    fn keep_queue(&mut self, redis: &Redis, dir: Option<&Path>) -> Result<()> {
+        let progress = self.job.store.observer().progress();
+        let saved = redis.begin_save(progress)?.end(progress)?;
+        let saved = Saved { append_only: None, ..saved };
+        let files = redis.files(&saved, dir);
+        if let Some(absent) = redis.absent(&saved, &files) {
+            return Err(Error::Missing { part: "redis".into(), reason: absent });
+        }
+        for from in files {
+            let Some(aside) = aside::plan(&from, self.record.suffix(), progress)?.pop() else {
+                continue;
+            };
+            let copied = std::fs::copy(&from, &aside.to);
+            copied.map_err(|source| Error::Write { path: aside.to.clone(), source })?;
+            self.record.begin(Stage::Redis, vec![Aside { is_done: true, ..aside }])?;
+        }
+        Ok(())
     }
 
     /// Starts what was stopped, and applies the configuration once more.
