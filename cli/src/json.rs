@@ -660,9 +660,9 @@ pub struct RebuildStage<'a> {
 /// Data of this machine that a rebuild renamed.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct MovedAside<'a> {
-    /// Old place, or the old name of a database.
+    /// Old path, or `database` and the old name of a database.
     pub from: &'a str,
-    /// New place or name.
+    /// New path, or `database` and the new name.
     pub to: &'a str,
 }
 

@@ -212,6 +212,15 @@ impl Rebuild<'_, '_> {
                 job.settings.kind, job.manifest.kind
             )));
         }
+        let root = &job.settings.root;
+        let mut paths = job.manifest.parts.iter().flat_map(|part| &part.paths);
+        if let Some(path) = paths.find(|path| !path.starts_with(root)) {
+            return Err(self.wrong(format!(
+                "its root is {}, and the snapshot is of another one: it has {}",
+                shown(root),
+                shown(path)
+            )));
+        }
         let wanted = &job.manifest.product;
         let text = match self.plan() {
             Ok((plan, _)) => {

@@ -263,12 +263,17 @@ impl Rebuild {
     }
 
     fn forget(&self, state: &Path, ui: &Ui) -> Result<(), Failure> {
-        let Some(aside) = Record::forget(state, &self.instance)? else {
+        let Some((aside, has_stopped)) = Record::forget(state, &self.instance)? else {
             return ui.line("no rebuild is unfinished");
         };
         for Aside { from, to, .. } in aside.iter().filter(|aside| aside.is_done) {
             ui.json(&MovedAside { from: &from.displayed(), to: &to.displayed() })?;
             ui.line(format!("kept: {} is now {}", quoted_path(from), quoted_path(to)))?;
+        }
+        if has_stopped {
+            ui.warn(
+                "the rebuild had stopped services; start them, with `gitlab-ctl start` for GitLab",
+            );
         }
         let moved = count(aside.len() as u64, "path");
         ui.line(format!("{}: forgotten; {moved} moved by it stay where they are", self.instance))

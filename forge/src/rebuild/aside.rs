@@ -10,7 +10,9 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use store::backup::tree_path;
 use store::observe::Progress;
+use store::skipped::Spared;
 
 /// Directory that file systems make for themselves.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -25,16 +27,64 @@ fn is_kept(name: &OsStr) -> bool {
 
 /// Plans to move what is at a path. There is nothing to move if nothing is there, or only
 /// directories, which a package makes. Mount points stay where they are: their content moves within
-/// them, also if they are below the path.
-pub fn plan(path: &Path, suffix: &str, progress: &Progress) -> Result<Vec<Aside>> {
+/// them, also if they are below the path. The directories `kept` stay as they are.
+pub fn plan(
+    path: &Path,
+    suffix: &str,
+    kept: &[PathBuf],
+    progress: &Progress,
+) -> Result<Vec<Aside>> {
     let mut planned = Vec::new();
-    add(path, &mounts()?, suffix, progress, &mut planned)?;
+    let fixed = Fixed { mounts: &mounts()?, kept };
+    add(path, fixed, suffix, progress, &mut planned)?;
     Ok(planned)
+}
+
+/// Returns the directories at or below a path that the backup skipped, such as that of a running
+/// database server. The snapshot calls the path `known`.
+pub fn spared_below(
+    path: &Path,
+    known: &Path,
+    spared: &Spared,
+    progress: &Progress,
+) -> Result<Vec<PathBuf>> {
+    let (mut found, mut dirs) = (Vec::new(), vec![(path.to_owned(), known.to_owned())]);
+    while let Some((dir, known)) = dirs.pop() {
+        progress.check()?;
+        // What cannot be listed is reported when it has to move.
+        for item in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let known = known.join(item.file_name());
+                if spared.covers(&tree_path(&known)) {
+                    found.push(item.path());
+                } else {
+                    dirs.push((item.path(), known));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Directories that cannot move, or must not.
+#[derive(Clone, Copy)]
+struct Fixed<'a> {
+    /// Mount points, whose content moves.
+    mounts: &'a [PathBuf],
+    /// Directories that stay as they are.
+    kept: &'a [PathBuf],
+}
+
+impl Fixed<'_> {
+    /// Returns true if a path stays, because it is one of them or has one below it.
+    fn holds(self, path: &Path) -> bool {
+        stays(path, self.mounts) || self.kept.iter().any(|kept| kept.starts_with(path))
+    }
 }
 
 fn add(
     path: &Path,
-    mounts: &[PathBuf],
+    fixed: Fixed<'_>,
     suffix: &str,
     progress: &Progress,
     planned: &mut Vec<Aside>,
@@ -44,10 +94,13 @@ fn add(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found.map_err(unread)?,
     };
-    if metadata.is_dir() && !has_content(path, progress)? {
+    if fixed.kept.iter().any(|kept| kept == path) {
         return Ok(());
     }
-    let stays = stays(path, mounts);
+    if metadata.is_dir() && !has_content(path, fixed.kept, progress)? {
+        return Ok(());
+    }
+    let stays = metadata.is_dir() && fixed.holds(path);
     let named = |end: &str| {
         if stays {
             return path.join(format!(".{suffix}{end}"));
@@ -59,16 +112,19 @@ fn add(
     let names = std::iter::once(named("")).chain((2..).map(|number| named(&format!("-{number}"))));
     let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
     let to = free.unwrap_or_else(|| named(""));
-    planned.push(Aside { from: path.to_owned(), to, is_mount: stays, is_done: false });
-    if stays && metadata.is_dir() {
+    let (mut fixed_names, mut inner) = (Vec::new(), Vec::new());
+    if stays {
         for item in std::fs::read_dir(path).map_err(unread)? {
-            let inner = item.map_err(unread)?.path();
-            if self::stays(&inner, mounts) {
-                add(&inner, mounts, suffix, progress, planned)?;
+            let item = item.map_err(unread)?;
+            if fixed.holds(&item.path()) {
+                inner.push(item.path());
+                fixed_names.extend(item.file_name().into_string());
             }
         }
     }
-    Ok(())
+    let (from, is_mount) = (path.to_owned(), stays);
+    planned.push(Aside { from, to, is_mount, fixed: fixed_names, is_done: false });
+    inner.iter().try_for_each(|path| add(path, fixed, suffix, progress, planned))
 }
 
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
@@ -123,7 +179,7 @@ pub fn carry_out(record: &mut Record, progress: &Progress) -> Result<()> {
 
 fn make_way(aside: &Aside) -> io::Result<()> {
     if aside.is_mount {
-        return empty(&aside.from, &aside.to);
+        return empty(&aside.from, &aside.to, &aside.fixed);
     }
     let is_there = aside.to.symlink_metadata().is_ok();
     // A file stays until it is replaced, so that a service always finds one.
@@ -142,9 +198,8 @@ fn make_way(aside: &Aside) -> io::Result<()> {
     aside.from.parent().map_or(Ok(()), file::sync_dir)
 }
 
-/// Moves the content of a directory into a directory within it. Mount points stay.
-fn empty(dir: &Path, to: &Path) -> io::Result<()> {
-    let mounts = mounts().map_err(io::Error::other)?;
+/// Moves the content of a directory into a directory within it, without some names.
+fn empty(dir: &Path, to: &Path, fixed: &[String]) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made?,
@@ -152,7 +207,7 @@ fn empty(dir: &Path, to: &Path) -> io::Result<()> {
     let names = std::fs::read_dir(dir)?.map(|item| Ok(item?.file_name()));
     for name in names.collect::<io::Result<Vec<_>>>()? {
         let path = dir.join(&name);
-        if !is_kept(&name) && !stays(&path, &mounts) {
+        if !is_kept(&name) && !fixed.iter().any(|fixed| name == OsStr::new(fixed)) {
             std::fs::rename(&path, to.join(&name))?;
         }
     }
@@ -161,14 +216,14 @@ fn empty(dir: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Returns true if there is anything but directories in a directory.
-fn has_content(top: &Path, progress: &Progress) -> Result<bool> {
+fn has_content(top: &Path, kept: &[PathBuf], progress: &Progress) -> Result<bool> {
     let mut dirs: Vec<PathBuf> = vec![top.to_owned()];
     while let Some(dir) = dirs.pop() {
         progress.check()?;
         let unread = |source| Error::Read { path: dir.clone(), source };
         for item in std::fs::read_dir(&dir).map_err(unread)? {
             let item = item.map_err(unread)?;
-            if is_kept(&item.file_name()) {
+            if is_kept(&item.file_name()) || kept.contains(&item.path()) {
                 continue;
             }
             if !item.file_type().map_err(unread)?.is_dir() {
@@ -217,7 +272,7 @@ mod tests {
         std::fs::write(data.join("inner/old"), "old").expect("writes");
         std::fs::write(&file, "old").expect("writes");
         let progress = Progress::default();
-        let of = |path: &Path| plan(path, "before-1", &progress).expect("plans");
+        let of = |path: &Path| plan(path, "before-1", &[], &progress).expect("plans");
         assert_eq!(of(&dir.path().join("absent")), []);
         assert_eq!(of(&bare), []);
         let mut record = record(dir.path());
@@ -246,11 +301,11 @@ mod tests {
         std::fs::create_dir(dir.path().join(".before-rebuild-0")).expect("a directory");
         std::fs::write(dir.path().join(".before-rebuild-0/f"), "older").expect("writes");
         for _ in 0..2 {
-            empty(dir.path(), &to).expect("moves");
+            empty(dir.path(), &to, &[]).expect("moves");
         }
         assert!(to.join("a").exists() && !dir.path().join("a").exists());
         assert!(dir.path().join(".before-rebuild-0/f").exists());
-        assert!(!has_content(dir.path(), &Progress::default()).expect("looks"));
+        assert!(!has_content(dir.path(), &[], &Progress::default()).expect("looks"));
         assert!(dir.path().join(LOST_AND_FOUND).exists());
         let mounts = mounts().expect("reads");
         assert!(stays(Path::new("/proc"), &mounts) && stays(Path::new("/"), &mounts));
@@ -261,10 +316,27 @@ mod tests {
     }
 
     #[test]
+    fn data_that_the_backup_skipped_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [skipped, other] = ["a/skipped", "a/other"].map(|name| dir.path().join(name));
+        for path in [&skipped, &other] {
+            std::fs::create_dir_all(path).expect("directories");
+            std::fs::write(path.join("f"), "x").expect("writes");
+        }
+        let (mut record, progress) = (record(dir.path()), Progress::default());
+        let planned =
+            plan(&dir.path().join("a"), "before-rebuild-1", &[skipped.clone()], &progress);
+        record.begin(Stage::Files, planned.expect("plans")).expect("records");
+        carry_out(&mut record, &progress).expect("moves");
+        assert!(skipped.join("f").exists() && !other.exists());
+        assert!(dir.path().join("a/.before-rebuild-1/other/f").exists());
+    }
+
+    #[test]
     fn a_store_within_moved_data_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let (to, from) = (dir.path().with_extension("old"), dir.path().to_owned());
-        let asides = [Aside { from, to, is_mount: false, is_done: false }];
+        let asides = [Aside { from, to, is_mount: false, fixed: Vec::new(), is_done: false }];
         let store = dir.path().join("store");
         let error = expect_apart(&asides, &[("the store", &store)]).expect_err("refused");
         assert!(error.to_string().contains("the store"), "{error}");

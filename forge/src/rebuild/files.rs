@@ -91,8 +91,19 @@ impl Files {
     /// Returns what is at the paths now and has to move.
     pub fn asides(&self, job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
         let progress = job.store.observer().progress();
-        let planned =
-            self.paths.iter().map(|path| aside::plan(&place(job, path)?, suffix, progress));
+        let named = job.snapshot.paths.iter().map(|path| tree_path(&absolute(path)));
+        let spared = Spared::of(&job.snapshot.excludes, &job.snapshot.skipped, named)?;
+        let is_product = crate::kind::find(&job.manifest.kind).is_none_or(|kind| kind.is_product());
+        let plan = |path: &PathBuf| {
+            let real = place(job, path)?;
+            // A product makes again what its kind skips.
+            let kept = match is_product {
+                true => Vec::new(),
+                false => aside::spared_below(&real, path, &spared, progress)?,
+            };
+            aside::plan(&real, suffix, &kept, progress)
+        };
+        let planned = self.paths.iter().map(plan);
         Ok(planned.collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -218,7 +229,16 @@ pub fn owners(job: &Job<'_>) -> Result<OwnerMap> {
     let is_of_container = job.manifest.product.image.is_some();
     let unmatched = if is_of_container { Unmatched::ByNumber } else { Unmatched::ByName };
     let mut map = OwnerMap::new(unmatched, Box::new(SystemAccounts));
-    map.add_file(OF_KIND, &crate::owners::rules(&job.manifest.parts))?;
+    // Files of a part without a known owner go to the account of the same name, unless the rules of
+    // an outer part would reach them.
+    let parts = &job.manifest.parts;
+    let owned = parts.iter().filter(|part| part.owner.is_some()).flat_map(|part| &part.paths);
+    let owned: Vec<&PathBuf> = owned.collect();
+    let is_within = |path: &PathBuf| owned.iter().any(|outer| path.starts_with(outer));
+    let wanted =
+        parts.iter().filter(|part| part.owner.is_some() || part.paths.iter().any(is_within));
+    let wanted: Vec<Part> = wanted.cloned().collect();
+    map.add_file(OF_KIND, &crate::owners::rules(&wanted))?;
     Ok(map)
 }
 

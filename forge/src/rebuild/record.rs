@@ -95,6 +95,8 @@ pub struct Aside {
     pub to: PathBuf,
     /// True if only the content of the directory moves, because it is a mount point.
     pub is_mount: bool,
+    /// Names in the directory that stay, if only its content moves.
+    pub fixed: Vec<String>,
     /// True once it was moved.
     pub is_done: bool,
 }
@@ -172,14 +174,22 @@ impl Record {
         Ok(Record { path, state, is_continued })
     }
 
-    /// Removes the record of an unfinished rebuild. Returns what it moved out of the way.
-    pub fn forget(state: &Path, instance: &str) -> Result<Option<Vec<Aside>>> {
+    /// Removes the record of an unfinished rebuild, even an invalid one. Returns what it moved out of
+    /// the way, and whether it had stopped services.
+    pub fn forget(state: &Path, instance: &str) -> Result<Option<(Vec<Aside>, bool)>> {
         let path = place(state, instance);
-        let known = read(&path)?;
-        if known.is_some() {
-            remove(&path)?;
-        }
-        Ok(known.map(|state| state.aside))
+        let known = match read(&path) {
+            Ok(None) => return Ok(None),
+            Ok(Some(state)) => {
+                let has_stopped = !state.stopped.is_empty() || state.ran_stop_commands;
+                (state.aside, has_stopped && !state.done.contains(&Stage::Start))
+            }
+            // Whether services run is then unknown.
+            Err(Error::Malformed { .. }) => (Vec::new(), true),
+            Err(error) => return Err(error),
+        };
+        remove(&path)?;
+        Ok(Some(known))
     }
 
     /// Returns true if a stage was done.
@@ -337,8 +347,13 @@ mod tests {
         record.finish(Stage::Configuration).expect("writes");
         record.will_stop(&["puma".into()]).expect("writes");
         record.will_stop(&["puma".into(), "sidekiq".into()]).expect("writes");
-        let aside =
-            Aside { from: "/a".into(), to: "/a.before-1".into(), is_mount: false, is_done: false };
+        let aside = Aside {
+            from: "/a".into(),
+            to: "/a.before-1".into(),
+            is_mount: false,
+            fixed: Vec::new(),
+            is_done: false,
+        };
         record.begin(Stage::Files, vec![aside]).expect("writes");
         record.moved(0).expect("writes");
         let name = || "main".to_owned();

@@ -155,7 +155,7 @@ impl Rebuild<'_, '_> {
             plan.redis_dir().map(|dir| FILES.map(|name| dir.join(name))).into_iter().flatten()
         {
             if !planned.iter().any(|known| known.from == path) {
-                planned.extend(aside::plan(&path, &suffix, progress)?);
+                planned.extend(aside::plan(&path, &suffix, &[], progress)?);
             }
         }
         let is_begun = self.record.is_begun(Stage::Redis);
@@ -189,7 +189,7 @@ impl Rebuild<'_, '_> {
             return Err(Error::Missing { part: "redis".into(), reason: absent });
         }
         for from in files {
-            let Some(aside) = aside::plan(&from, self.record.suffix(), progress)?.pop() else {
+            let Some(aside) = aside::plan(&from, self.record.suffix(), &[], progress)?.pop() else {
                 continue;
             };
             let copied = std::fs::copy(&from, &aside.to);
