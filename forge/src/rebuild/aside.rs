@@ -324,8 +324,12 @@ mod tests {
             std::fs::write(path.join("f"), "x").expect("writes");
         }
         let (mut record, progress) = (record(dir.path()), Progress::default());
-        let planned =
-            plan(&dir.path().join("a"), "before-rebuild-1", &[skipped.clone()], &progress);
+        let planned = plan(
+            &dir.path().join("a"),
+            "before-rebuild-1",
+            std::slice::from_ref(&skipped),
+            &progress,
+        );
         record.begin(Stage::Files, planned.expect("plans")).expect("records");
         carry_out(&mut record, &progress).expect("moves");
         assert!(skipped.join("f").exists() && !other.exists());
