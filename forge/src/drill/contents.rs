@@ -51,11 +51,15 @@ pub fn examine(
     Ok(checks)
 }
 
+/// Name of the check of files that rows name.
+const FILES: &str = "files";
+
 /// Adapts a verdict to that of the same check of the backup, on the instance itself.
 ///
 /// A mismatch of sign-on fails if the backup found none: the snapshot differs from the instance. A
 /// check that the backup could not make either, such as one of sign-on that is switched off, is no
-/// gap of the drill.
+/// gap of the drill. Files that the instance had lost already are a warning, however few were
+/// compared.
 fn compare(check: &mut Check, of_backup: &[Check]) {
     let was = |verdict| {
         let is_same = |known: &Check| known.name == check.name && known.verdict == verdict;
@@ -66,6 +70,11 @@ fn compare(check: &mut Check, of_backup: &[Check]) {
         Verdict::Warning if is_sign_on && was(Verdict::Ok) => {
             check.verdict = Verdict::Failed;
             check.text += "; when the snapshot was made, they matched";
+        }
+        // One lost file can be all files of a small sample.
+        Verdict::Failed if check.name == FILES && was(Verdict::Warning) => {
+            check.verdict = Verdict::Warning;
+            check.text += "; the instance lacked files when the snapshot was made";
         }
         Verdict::Unknown if was(Verdict::Unknown) => {
             check.verdict = Verdict::Ok;
@@ -94,6 +103,9 @@ mod tests {
         assert_eq!(of(sign_on, Verdict::Unknown, &good), Verdict::Unknown);
         let off = [Check::new(sign_on, Verdict::Unknown, "switched off")];
         assert_eq!(of(sign_on, Verdict::Unknown, &off), Verdict::Ok);
+        let lost = [Check::new(FILES, Verdict::Warning, "one of many is missing")];
+        assert_eq!(of(FILES, Verdict::Failed, &lost), Verdict::Warning);
+        assert_eq!(of(FILES, Verdict::Failed, &good), Verdict::Failed);
         // A drill looks at other rows than the backup.
         assert_eq!(of("files", Verdict::Warning, &good), Verdict::Warning);
     }
