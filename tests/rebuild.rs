@@ -248,11 +248,15 @@ fn a_stopped_redis_gets_the_queue_of_the_same_moment() {
     bench.gitlab.redis.signal(Signal::KILL);
     wait_until("it is gone", || !is_answering(&bench.gitlab));
     std::fs::write(&dump, "of the new machine").expect("writes");
+    // Redis would load it instead of the restored file.
+    std::fs::write(dump.with_file_name("appendonly.aof"), "newer").expect("writes");
     let outcome = bench.rebuild(&["--yes"]).run().ok();
     assert_eq!(std::fs::read(&dump).expect("is restored"), saved, "{}", outcome.stdout);
     let owner = crate::support::accounts::Account::named("gitlab-redis");
     assert_eq!(dump.metadata().expect("is there").uid(), owner.uid);
     let kept = names(dump.parent().expect("a directory"));
+    assert!(!kept.contains(&"appendonly.aof".to_owned()), "{kept:?}");
+    assert!(kept.iter().any(|name| name.starts_with("appendonly.aof.before")), "{kept:?}");
     let kept = kept.iter().find(|name| name.starts_with("dump.rdb.before-rebuild-"));
     let kept = dump.with_file_name(kept.expect("the file of the new machine"));
     assert_eq!(std::fs::read_to_string(kept).expect("reads"), "of the new machine");

@@ -8,7 +8,7 @@ use crate::rebuild::files::Files;
 use crate::rebuild::{Aside, aside};
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::redis::{Redis, Saved};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use store::observe::Event;
 
 impl Rebuild<'_, '_> {
@@ -148,29 +148,27 @@ impl Rebuild<'_, '_> {
             (self.say)(Stage::Redis, &text);
             return Ok(());
         }
-        // Files of another format would be loaded instead of the restored ones.
         let suffix = self.record.suffix().to_owned();
-        let mut planned = saved.asides(job, &suffix)?;
-        for path in
-            plan.redis_dir().map(|dir| FILES.map(|name| dir.join(name))).into_iter().flatten()
-        {
-            if !planned.iter().any(|known| known.from == path) {
-                planned.extend(aside::plan(&path, &suffix, &[], progress)?);
-            }
-        }
-        let is_begun = self.record.is_begun(Stage::Redis);
-        self.record.begin(Stage::Redis, if is_begun { Vec::new() } else { planned })?;
-        aside::carry_out(self.record, progress)?;
-        if saved.is_empty() {
-            for path in
-                plan.redis_dir().map(|dir| FILES.map(|name| dir.join(name))).into_iter().flatten()
-            {
-                // Its other name keeps the content.
-                match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    removed => removed.map_err(|source| Error::Write { path, source })?,
+        let dir = plan.redis_dir();
+        let files: Vec<PathBuf> =
+            dir.into_iter().flat_map(|dir| FILES.map(|name| dir.join(name))).collect();
+        if !self.record.is_begun(Stage::Redis) {
+            let mut planned = saved.asides(job, &suffix)?;
+            for path in &files {
+                if !planned.iter().any(|known| known.from == *path) {
+                    planned.extend(aside::plan(path, &suffix, &[], progress)?);
                 }
             }
+            self.record.begin(Stage::Redis, planned)?;
+        }
+        aside::carry_out(self.record, progress)?;
+        // A file of another format would be loaded instead of the restored one. Its other name keeps
+        // the content.
+        let is_kept = |path: &PathBuf| self.record.aside().iter().any(|aside| aside.from == *path);
+        for path in files.into_iter().filter(|path| path.is_file() && is_kept(path)) {
+            std::fs::remove_file(&path).map_err(|source| Error::Write { path, source })?;
+        }
+        if saved.is_empty() {
             (self.say)(Stage::Redis, "starts empty: the snapshot has no saved queue");
             return Ok(());
         }
