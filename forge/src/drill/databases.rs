@@ -44,7 +44,7 @@ const SETTINGS: [&str; 10] = [
     "logging_collector=off",
 ];
 /// Runs a command with its errors on standard output, and prints its exit code last.
-pub(crate) const WITH_ERRORS: &str = "\"$@\" 2>&1; echo \"exit $?\"";
+const WITH_ERRORS: &str = "\"$@\" 2>&1; echo \"exit $?\"";
 
 /// Programs of an installed PostgreSQL server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -231,9 +231,7 @@ impl<'a> ScratchServer<'a> {
     }
 
     fn answer(&self, program: &str, words: &[&str], limit: Duration) -> Result<Loaded> {
-        let mut command = self.command(program, words)?.within(limit);
-        let shell = ["sh", "-c", WITH_ERRORS, "sh"].map(String::from);
-        command.argv.splice(0..0, shell);
+        let command = with_errors(self.command(program, words)?).within(limit);
         let output = command.output(self.progress)?;
         Ok(Loaded::parse(&String::from_utf8_lossy(&output)))
     }
@@ -245,6 +243,13 @@ impl<'a> ScratchServer<'a> {
         let first = [as_argument(&program)?, &host, &role, "--no-password"];
         Ok(Command::new(first.into_iter().chain(words.iter().copied())).by(self.user))
     }
+}
+
+/// Makes a command print its errors on standard output, and its exit code last.
+pub(crate) fn with_errors(mut command: Command) -> Command {
+    let shell = ["sh", "-c", WITH_ERRORS, "sh"].map(String::from);
+    command.argv.splice(0..0, shell);
+    command
 }
 
 /// Removes the statements about tablespaces, each of which is a line, from a dump of roles.

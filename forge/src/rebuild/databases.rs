@@ -5,7 +5,7 @@
 
 use super::record::{Loading, Record};
 use crate::check::Check;
-use crate::drill::databases::{Loaded, MAGIC, WITH_ERRORS, judge, major};
+use crate::drill::databases::{Loaded, MAGIC, judge, major, with_errors};
 use crate::error::{Error, Result};
 use crate::manifest::{DIR, Dumped, Manifest};
 use crate::process::{Command, Patience, Stdin};
@@ -214,7 +214,7 @@ impl<'a> Loader<'a> {
             format!("--jobs={}", std::thread::available_parallelism().map_or(1, usize::from));
         words.extend([&jobs[..], file.argument()]);
         let command = self.server.tool(&self.client, "pg_restore", &words, beside(name))?;
-        let output = with_errors(command).output(self.progress)?;
+        let output = with_errors(command).within(LIMIT).output(self.progress)?;
         Ok(Loaded::parse(&String::from_utf8_lossy(&output)))
     }
 
@@ -253,7 +253,7 @@ impl<'a> Loader<'a> {
 
     /// Passes a dump to a client through its standard input.
     fn feed(&self, command: Command, entry: &Entry) -> Result<Loaded> {
-        let mut running = with_errors(command).start(Stdin::Piped)?;
+        let mut running = with_errors(command).within(LIMIT).start(Stdin::Piped)?;
         let mut output = running.stdout(self.progress, Patience::Silence);
         let mut input = running.stdin.take();
         let (written, output) = std::thread::scope(|scope| {
@@ -349,13 +349,6 @@ impl Write for Start {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-/// Makes a command print its errors on standard output, and its exit code last.
-fn with_errors(mut command: Command) -> Command {
-    let shell = ["sh", "-c", WITH_ERRORS, "sh"].map(String::from);
-    command.argv.splice(0..0, shell);
-    command.within(LIMIT)
 }
 
 /// Returns the database to connect to while another one is renamed or created.

@@ -56,11 +56,7 @@ impl Files {
                     });
                     let names = keys.map(|entry| absolute(&entry.path));
                     paths.extend(names);
-                    let single = TreeReader::within(&root, &path_in_tree, job.store).next();
-                    let is_file = single.is_some_and(|found| {
-                        found.is_ok_and(|entry| entry.kind != EntryKind::Directory)
-                    });
-                    paths.extend(is_file.then(|| path.clone()));
+                    paths.extend(is_file(job, path).then(|| path.clone()));
                 } else if TreeReader::within(&root, &path_in_tree, job.store).next().is_some() {
                     paths.push(path.clone());
                 }
@@ -194,13 +190,15 @@ pub fn absolute(path: &[u8]) -> PathBuf {
     Path::new("/").join(OsStr::from_bytes(path))
 }
 
+/// Returns true if the snapshot has a path that is not a directory.
 fn is_file(job: &Job<'_>, path: &Path) -> bool {
     let root = job.snapshot.root.chunk();
     let first = TreeReader::within(&root, &tree_path(path), job.store).next();
     first.is_some_and(|found| found.is_ok_and(|entry| entry.kind != EntryKind::Directory))
 }
 
-/// Follows the links of this machine on a path, as the instance would. Fails if a service could have made one of them.
+/// Follows the links of this machine on a path, as the instance would. Fails if a service could have
+/// made one of them.
 pub fn place(job: &Job<'_>, path: &Path) -> Result<PathBuf> {
     let unread = |source| Error::Read { path: path.to_owned(), source };
     let real = links::follow(&job.settings.root, path).map_err(unread)?;
