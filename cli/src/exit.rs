@@ -317,7 +317,7 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::OlderServer { then, .. } => format!("install PostgreSQL {then} or newer"),
         E::NotLoaded { .. } => {
             "the database that was here before is kept under its new name; mend the cause, such as a \
-             missing extension, and run the command again: it loads this database anew"
+             missing extension, and run the command again, which loads this database once more"
                 .into()
         }
         E::NoSpaceFor { .. } => "nothing was changed; make space there".into(),

@@ -646,7 +646,7 @@ pub struct DrilledRepository<'a> {
     pub reason: &'a str,
 }
 
-/// What a stage of a rebuild did, or would do.
+/// Work of a stage of a rebuild, done or planned.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RebuildStage<'a> {
     /// The stage.

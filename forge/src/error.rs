@@ -212,7 +212,7 @@ pub enum Error {
     /// A directory that a rebuild would move contains something that must stay.
     #[error("{what} is in {}, which the rebuild would move", dir.display())]
     InTheWay {
-        /// What must stay.
+        /// The object that must stay.
         what: String,
         /// The directory.
         dir: PathBuf,

@@ -65,7 +65,7 @@ pub struct Job<'a> {
 pub struct Outcome {
     /// Results of loading and of the checks.
     pub checks: Vec<Check>,
-    /// What was moved out of the way: old and new place.
+    /// Old and new names of renamed paths and databases.
     pub aside: Vec<(String, String)>,
     /// Commands that the admin runs next.
     pub left: Vec<String>,

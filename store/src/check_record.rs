@@ -299,7 +299,7 @@ impl Store {
     }
 }
 
-/// What the records say about a snapshot.
+/// Examinations of a snapshot, from its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {

@@ -67,7 +67,7 @@ impl Source<'_> {
     }
 }
 
-/// Returns true if there is no backup without this database: the plan or the settings name it.
+/// Returns true if a backup needs this database, because the plan or the settings name it.
 fn is_required(plan: &Plan, server: &Server, name: &str) -> bool {
     let planned = plan.databases.iter().find(|planned| planned.name == name);
     let is_listed = || server.databases.as_ref().is_some_and(|all| all.iter().any(|of| of == name));
