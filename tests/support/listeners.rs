@@ -82,7 +82,9 @@ impl Listener {
     }
 }
 
+/// Returns the whole lines of the file at `path`: the server may be writing the last one.
 fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }

@@ -51,7 +51,10 @@ def new_zabbix(request, authorization, awake):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length).decode()
+        if len(body.encode()) < length:
+            return  # The client was killed while it sent the request.
         line = {"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}, "body": body}
         with open(DIR + "/requests", "a") as requests:
             requests.write(json.dumps(line) + "\n")
