@@ -321,7 +321,7 @@ fn directories_and_a_database_of_no_product_are_rebuilt() {
     let log = sandbox.text("services.log");
     let more = format!(
         "[instances.forge.parts.data]\npath = '{}'\n\
-         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\nwait = '2s'\n\
          [instances.forge.services]\n\
          stop = [{{ command = ['sh', '-c', 'echo stop >> {log}'] }}]\n\
          start = [{{ command = ['sh', '-c', 'echo start >> {log}'] }}]\n",
@@ -357,6 +357,30 @@ fn directories_and_a_database_of_no_product_are_rebuilt() {
     let kept = "select datname from pg_database where datname like 'shop_before%'";
     let kept = postgres.query("postgres", kept);
     assert_eq!(postgres.query(&kept, "select name from t"), "newer");
+
+    // It is not dumped, and the next rebuild does not load it. `config check` names it.
+    backup(&sandbox).run().ok();
+    let inspected = configured(&sandbox, ["config", "check"]).run().ok();
+    assert!(inspected.stdout.contains(&format!("{kept} is not dumped")), "{}", inspected.stdout);
+    let listed = sandbox.forgekeep(["ls", "forge@latest"]).run().ok();
+    assert!(!listed.stdout.contains("before"), "{}", listed.stdout);
+
+    // Extensions and the server are examined before anything moves.
+    postgres.sql(
+        "shop",
+        "set allow_system_table_mods = on; update pg_extension set extname = 'absent_one' \
+         where extname = 'pg_trgm'",
+    );
+    backup(&sandbox).run().ok();
+    let before = names(&dir.path().join("srv"));
+    for arguments in [&["--dry-run"][..], &["--yes"]] {
+        let refused = rebuild(arguments).ends_with(1);
+        assert!(refused.stderr.contains("does not have: absent_one"), "{}", refused.all_output());
+    }
+    drop(postgres);
+    let refused = rebuild(&["--yes"]).ends_with(1);
+    assert!(refused.stderr.contains("run the command again"), "{}", refused.all_output());
+    assert_eq!(names(&dir.path().join("srv")), before);
 }
 
 #[test]
@@ -471,6 +495,7 @@ fn mount_points_stay_and_get_the_restored_files() {
     let more = format!("[instances.forge.parts.data]\npath = '{}'", data.display());
     configure_kind(&sandbox, "plain", Path::new("/"), &more);
     let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
         mount -t tmpfs none data
         mkdir -p 'data/a b/disk' data/c
         mount -t tmpfs none 'data/a b/disk'
@@ -482,13 +507,59 @@ fn mount_points_stay_and_get_the_restored_files() {
         grep right 'data/a b/disk/f' data/c/f
         grep wrong data/.before-rebuild-*/c/f
         grep wrong 'data/a b/disk'/.before-rebuild-*/f
-        test ! -e data/.before-rebuild-*/a*";
+        test ! -e data/.before-rebuild-*/a*
+        $FK backup --instance forge
+        $FK ls forge@latest > listed
+        no grep before-rebuild listed
+        $FK config check --instance forge | grep 'set it aside'
+        $FK rebuild forge --yes
+        find data -path '*before-rebuild*/*before-rebuild*' > twice
+        no grep . twice
+        mount -o remount,ro 'data/a b/disk'
+        no $FK rebuild forge --yes 2> refused
+        cat refused
+        grep 'data/a b/disk cannot be written to: Read-only' refused
+        test $(ls -d data/.before-rebuild-* | wc -l) = 2";
     let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
     let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
     run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
         .without_env("FORGEKEEP_STORE")
         .run()
         .ok();
+}
+
+#[test]
+fn a_store_behind_another_mount_stays() {
+    need_root();
+    let sandbox = Sandbox::new();
+    std::fs::create_dir_all(sandbox.path("data/pages")).expect("directories");
+    std::fs::create_dir_all(sandbox.path("other")).expect("a directory");
+    let more = format!("[instances.forge.parts.data]\npath = '{}'\n", sandbox.text("data/pages"));
+    configure_kind(&sandbox, "plain", Path::new("/"), &format!("{more}exclude = ['st']"));
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        mount --bind $BOUND other
+        echo one > data/pages/f
+        sed -i \"s|^path = .*/store'|path = '$PWD/other/$INNER'|\" forgekeep.toml
+        $FK backup --instance forge --init
+        no $FK rebuild forge --yes 2> refused
+        cat refused
+        grep 'which the rebuild would move' refused
+        test -e data/pages/f
+        umount other";
+    let config = std::fs::read_to_string(sandbox.path("forgekeep.toml")).expect("reads");
+    for (bound, inner) in [("data", "pages/st"), ("data/pages", "st")] {
+        std::fs::write(sandbox.path("forgekeep.toml"), &config).expect("writes");
+        let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
+        let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
+        run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+            .env("BOUND", bound)
+            .env("INNER", inner)
+            .without_env("FORGEKEEP_STORE")
+            .run()
+            .ok();
+        std::fs::remove_dir_all(sandbox.path("data/pages/st")).expect("removes");
+    }
 }
 
 /// Changes a byte in the first chunk of the largest file below a directory.

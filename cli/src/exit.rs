@@ -315,6 +315,14 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             format!("install exactly {then}; GitLab's package repository has all old versions")
         }
         E::OlderServer { then, .. } => format!("install PostgreSQL {then} or newer"),
+        E::NoExtension { .. } => {
+            "nothing was changed; install the packages of these extensions (for Debian, those of \
+             PostgreSQL itself are in postgresql-contrib)"
+                .into()
+        }
+        E::NotWritable { .. } => {
+            "nothing was changed; mount its file system for writing, or remove what protects it".into()
+        }
         E::NotLoaded { .. } => {
             "the database that was here before is kept under its new name; mend the cause, such as a \
              missing extension, and run the command again, which loads this database once more"

@@ -186,6 +186,24 @@ pub enum Error {
         /// Major version of the server.
         here: u32,
     },
+    /// The database server lacks extensions that a database of a snapshot needs.
+    #[error(
+        "database {database} needs extensions that the server here does not have: {extensions}"
+    )]
+    NoExtension {
+        /// Name of the database.
+        database: String,
+        /// Names of the extensions.
+        extensions: String,
+    },
+    /// A place into which a rebuild restores files cannot be written to.
+    #[error("{} cannot be written to: {source}", place.display())]
+    NotWritable {
+        /// A directory or file.
+        place: PathBuf,
+        /// Error of the system.
+        source: std::io::Error,
+    },
     /// A database could not be loaded completely.
     #[error("database {database} was not loaded completely: {text}{}", listed(examples))]
     NotLoaded {

@@ -13,7 +13,9 @@ pub mod mask;
 pub mod error;
 pub mod file;
 pub mod links;
+pub mod mounts;
 pub mod process;
+pub mod set_aside;
 pub mod suggest;
 
 pub mod secret;

@@ -2,14 +2,17 @@
 
 use crate::error::Result;
 use crate::kind::{KINDS, Kind, Site, find};
+use crate::mounts;
 use crate::plan::{Database, Phase, Plan};
 use crate::service::configured;
 use crate::service::control::Control;
 use crate::service::step::Step;
+use crate::set_aside;
 use crate::settings::{GitCaches, Missing, OnFailure, Settings, StepSettings};
 use crate::suggest::closest;
 use crate::view::Mount;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// Name of the part with the persistence files of Redis.
 const REDIS: &str = "redis";
@@ -28,6 +31,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     for part in &mut plan.parts {
         plan.notes.extend(part.resolve(root));
     }
+    leave_set_aside(&mut plan)?;
     plan.mounts.iter_mut().for_each(Mount::resolve);
     plan.skipped.iter_mut().for_each(|left| left.resolve(root));
     // Links inside a container resolve there, and lead elsewhere on this machine.
@@ -39,6 +43,26 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     plan.follow_links(root, is_named);
     plan.note_memory();
     Ok((plan, kind))
+}
+
+/// Leaves out what rebuilds have set aside: in mount points, and beside parts.
+fn leave_set_aside(plan: &mut Plan) -> Result<()> {
+    let mounts = mounts::all()?;
+    let parts: BTreeSet<&Path> =
+        plan.parts.iter().flat_map(|part| &part.paths).map(|path| &**path).collect();
+    // A directory above a mount point cannot move either.
+    let above = mounts.iter().flat_map(|mount| mount.path.ancestors());
+    let inner = above.filter(|dir| parts.iter().any(|part| dir.starts_with(part)));
+    let around = parts.iter().filter_map(|path| path.parent());
+    let dirs: BTreeSet<&Path> = parts.iter().copied().chain(inner).chain(around).collect();
+    let names = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let kept = names.filter(|entry| set_aside::is_name(&entry.file_name()));
+    let kept: Vec<PathBuf> = kept.map(|entry| entry.path()).collect();
+    for path in kept {
+        let text = "a rebuild has set it aside; remove it once it is not needed any more";
+        plan.leaves(path, text);
+    }
+    Ok(())
 }
 
 /// Applies the settings to a plan.

@@ -251,10 +251,45 @@ impl Rebuild<'_, '_> {
                 (self.say)(Stage::Preconditions, &note);
             }
         }
+        files::expect_writable(job, &[first, rest], &planned)?;
+        if !self.record.is_done(Stage::Databases) {
+            self.expect_server(rebuilding)?;
+        }
         if job.manifest.services.is_empty() && rebuilding.up.is_empty() {
             (self.say)(Stage::Preconditions, "no services are known");
         }
         Ok(())
+    }
+
+    /// Fails if the database server is too old, or lacks extensions. A server that the product starts
+    /// itself need not answer yet.
+    fn expect_server(&mut self, rebuilding: &Rebuilding) -> Result<()> {
+        let job = self.job;
+        if job.manifest.databases.is_empty() {
+            return Ok(());
+        }
+        let Some(server) = self.plan().ok().and_then(|(plan, _)| plan.postgres) else {
+            return Ok(());
+        };
+        let root = job.snapshot.root.chunk();
+        match Loader::connect(job.store, root, &server, job.manifest, job.scratch) {
+            Ok((loader, _)) => job
+                .manifest
+                .databases
+                .iter()
+                .try_for_each(|dumped| loader.expect_extensions(dumped)),
+            // The configuration of the snapshot may be what the server needs.
+            Err(error)
+                if !rebuilding.first.is_empty()
+                    && !matches!(error, Error::OlderServer { .. })
+                    && !error.is_interrupted() =>
+            {
+                let text = format!("the database server does not answer yet: {error}");
+                (self.say)(Stage::Preconditions, &text);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn files(&mut self, stage: Stage, files: &Files) -> Result<()> {

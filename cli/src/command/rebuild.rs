@@ -11,6 +11,7 @@ use forge::manifest::{self, Manifest};
 use forge::process::quoted_path;
 use forge::rebuild::{Aside, Job, Outcome, Record, Stage, moves, rebuild};
 use forge::recovery;
+use forge::set_aside;
 use forge::settings::{PartSettings, Settings};
 use std::path::{Path, PathBuf};
 use store::entry::Displayed;
@@ -150,7 +151,7 @@ impl Rebuild {
                 &of_kind
             }
         };
-        let suffix = format!("before-rebuild-{}", compact(&utc_time(now())));
+        let suffix = set_aside::suffix(&compact(&utc_time(now())));
         // Nothing else may change or back up the instance meanwhile.
         let lock = match self.dry_run {
             true => None,

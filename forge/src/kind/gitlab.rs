@@ -31,6 +31,7 @@ use crate::links;
 use crate::plan::{Plan, Product};
 use crate::service::Password;
 use crate::service::postgres::Connection;
+use crate::set_aside;
 use crate::view::{View, shown};
 use paths::Package;
 use std::collections::{BTreeMap, BTreeSet};
@@ -390,8 +391,9 @@ fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan, is_deep: bool) -> Vec<Pa
     let entries = std::fs::read_dir(real.path).into_iter().flatten().flatten();
     let mut unknown = Vec::new();
     for path in entries.map(|entry| dir.join(entry.file_name())) {
-        // File systems create `lost+found`.
-        if path.ends_with("lost+found") {
+        // File systems create `lost+found`, and rebuilds set data aside.
+        let is_set_aside = path.file_name().is_some_and(set_aside::is_name);
+        if path.ends_with("lost+found") || is_set_aside {
             continue;
         }
         match knowledge(&path, site, plan) {

@@ -3,11 +3,12 @@
 use super::record::{Aside, Record};
 use crate::error::{Error, Result};
 use crate::file;
+use crate::mounts::{self, MountPoint, Place};
+use crate::set_aside;
 use crate::view::shown;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
@@ -16,13 +17,11 @@ use store::skipped::Spared;
 
 /// Directory that file systems make for themselves.
 const LOST_AND_FOUND: &str = "lost+found";
-/// Start of the names of what is moved, in a directory that stays.
-const KEPT: &str = ".before-rebuild-";
 
 /// Returns true if an entry of a directory that stays is not moved: its file system needs it, or an
 /// earlier rebuild made it.
 fn is_kept(name: &OsStr) -> bool {
-    name == LOST_AND_FOUND || name.as_bytes().starts_with(KEPT.as_bytes())
+    name == LOST_AND_FOUND || set_aside::is_name(name)
 }
 
 /// Plans to move what is at a path. There is nothing to move if nothing is there, or only
@@ -35,7 +34,7 @@ pub fn plan(
     progress: &Progress,
 ) -> Result<Vec<Aside>> {
     let mut planned = Vec::new();
-    let fixed = Fixed { mounts: &mounts()?, kept };
+    let fixed = Fixed { mounts: &mounts::all()?, kept };
     add(path, fixed, suffix, progress, &mut planned)?;
     Ok(planned)
 }
@@ -70,7 +69,7 @@ pub fn spared_below(
 #[derive(Clone, Copy)]
 struct Fixed<'a> {
     /// Mount points, whose content moves.
-    mounts: &'a [PathBuf],
+    mounts: &'a [MountPoint],
     /// Directories that stay as they are.
     kept: &'a [PathBuf],
 }
@@ -129,38 +128,9 @@ fn add(
 
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
 /// the mount along.
-fn stays(path: &Path, mounts: &[PathBuf]) -> bool {
+fn stays(path: &Path, mounts: &[MountPoint]) -> bool {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    mounts.iter().any(|mount| mount.starts_with(&real))
-}
-
-/// Returns the mount points that this process sees.
-fn mounts() -> Result<Vec<PathBuf>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read(path);
-    let text = text.map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(mount_point).collect())
-}
-
-/// Returns the fifth field of a line of `/proc/self/mountinfo`, in which blanks are octal numbers.
-fn mount_point(line: &[u8]) -> Option<PathBuf> {
-    let mut left = line.split(|byte| *byte == b' ').nth(4)?;
-    let mut bytes = Vec::new();
-    while let Some((first, rest)) = left.split_first() {
-        let number = rest.get(..3).filter(|_| *first == b'\\');
-        let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
-        match number.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                left = &rest[3..];
-            }
-            None => {
-                bytes.push(*first);
-                left = rest;
-            }
-        }
-    }
-    Some(PathBuf::from(OsString::from_vec(bytes)))
+    mounts.iter().any(|mount| mount.path.starts_with(&real))
 }
 
 /// Makes the recorded moves that are not made yet.
@@ -235,15 +205,19 @@ fn has_content(top: &Path, kept: &[PathBuf], progress: &Progress) -> Result<bool
     Ok(false)
 }
 
-/// Fails if a path that must stay is within one that is moved.
+/// Fails if a path that must stay is within one that is moved, whatever the mounts that lead there.
 pub fn expect_apart(asides: &[Aside], kept: &[(&str, &Path)]) -> Result<()> {
+    let mounts = mounts::all()?;
+    let place = |path: &Path| {
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        Place::of(&real, &mounts)
+    };
+    let moved: Vec<_> = asides.iter().map(|aside| (aside, place(&aside.from))).collect();
     for (what, path) in kept {
-        let real = path.canonicalize().unwrap_or_else(|_| (*path).to_owned());
-        let within = asides.iter().find(|aside| {
-            let from = aside.from.canonicalize().unwrap_or_else(|_| aside.from.clone());
-            real.starts_with(from)
-        });
-        if let Some(aside) = within {
+        let Some(stays) = place(path) else { continue };
+        let is_outer =
+            |from: &Option<Place>| from.as_ref().is_some_and(|from| stays.is_within(from));
+        if let Some((aside, _)) = moved.iter().find(|(_, from)| is_outer(from)) {
             return Err(Error::InTheWay {
                 what: format!("{what} {}", shown(path)),
                 dir: aside.from.clone(),
@@ -297,22 +271,20 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join(LOST_AND_FOUND)).expect("a directory");
         std::fs::write(dir.path().join("a"), "a").expect("writes");
-        let to = dir.path().join(".before-rebuild-1");
-        std::fs::create_dir(dir.path().join(".before-rebuild-0")).expect("a directory");
-        std::fs::write(dir.path().join(".before-rebuild-0/f"), "older").expect("writes");
+        let [older, to] =
+            [1, 2].map(|day| dir.path().join(format!(".before-rebuild-2026010{day}T000000Z")));
+        std::fs::create_dir(&older).expect("a directory");
+        std::fs::write(older.join("f"), "older").expect("writes");
         for _ in 0..2 {
             empty(dir.path(), &to, &[]).expect("moves");
         }
         assert!(to.join("a").exists() && !dir.path().join("a").exists());
-        assert!(dir.path().join(".before-rebuild-0/f").exists());
+        assert!(older.join("f").exists());
         assert!(!has_content(dir.path(), &[], &Progress::default()).expect("looks"));
         assert!(dir.path().join(LOST_AND_FOUND).exists());
-        let mounts = mounts().expect("reads");
+        let mounts = mounts::all().expect("reads");
         assert!(stays(Path::new("/proc"), &mounts) && stays(Path::new("/"), &mounts));
         assert!(!stays(dir.path(), &mounts));
-        let line = b"36 35 98:0 /mnt1 /mnt/a\\040b rw,noatime master:1 - ext3 /dev/root rw";
-        assert_eq!(mount_point(line), Some("/mnt/a b".into()));
-        assert_eq!(mount_point(b""), None);
     }
 
     #[test]
@@ -326,14 +298,14 @@ mod tests {
         let (mut record, progress) = (record(dir.path()), Progress::default());
         let planned = plan(
             &dir.path().join("a"),
-            "before-rebuild-1",
+            &set_aside::suffix("20260102T030405Z"),
             std::slice::from_ref(&skipped),
             &progress,
         );
         record.begin(Stage::Files, planned.expect("plans")).expect("records");
         carry_out(&mut record, &progress).expect("moves");
         assert!(skipped.join("f").exists() && !other.exists());
-        assert!(dir.path().join("a/.before-rebuild-1/other/f").exists());
+        assert!(dir.path().join("a/.before-rebuild-20260102T030405Z/other/f").exists());
     }
 
     #[test]

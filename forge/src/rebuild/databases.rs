@@ -100,7 +100,7 @@ impl<'a> Loader<'a> {
         let Some(entry) = self.entry(&format!("{DIR}/{GLOBALS}"))? else { return Ok(None) };
         let words = ["--no-psqlrc", "--quiet", "--output=/dev/null", "--file=-"];
         let command = self.server.tool(&self.client, "psql", &words, MAINTENANCE)?;
-        self.feed(command, &entry).map(Some)
+        self.load_from(command, &entry).map(Some)
     }
 
     /// Returns true if a database exists.
@@ -195,20 +195,17 @@ impl<'a> Loader<'a> {
 
     /// Loads a dump of either format into a new database of this name.
     fn load_dump(&self, name: &str, entry: &Entry) -> Result<Loaded> {
-        let mut start = Start { bytes: Vec::new() };
-        // Ends with the error of a full buffer.
-        let _ = store::dump::dump(self.store, entry, &mut start)?;
-        if start.bytes != MAGIC {
+        if !self.is_archive(entry)? {
             let create = format!("create database {} template template0", identifier(name));
             self.server.connect(beside(name), self.progress)?.execute(&create)?;
             let words = ["--no-psqlrc", "--quiet", "--output=/dev/null", "--file=-"];
-            return self.feed(self.server.tool(&self.client, "psql", &words, name)?, entry);
+            return self.load_from(self.server.tool(&self.client, "psql", &words, name)?, entry);
         }
         // The dump creates the database with its owner, encoding and settings.
         let mut words = vec!["--create"];
         let Some(file) = self.file(entry)? else {
             let command = self.server.tool(&self.client, "pg_restore", &words, beside(name))?;
-            return self.feed(command, entry);
+            return self.load_from(command, entry);
         };
         let jobs =
             format!("--jobs={}", std::thread::available_parallelism().map_or(1, usize::from));
@@ -251,9 +248,48 @@ impl<'a> Loader<'a> {
         Ok(Some(DumpFile { _dir: dir, path: text }))
     }
 
-    /// Passes a dump to a client through its standard input.
-    fn feed(&self, command: Command, entry: &Entry) -> Result<Loaded> {
-        let mut running = with_errors(command).within(LIMIT).start(Stdin::Piped)?;
+    /// Fails if the server lacks extensions that a database needs. Dumps as text do not list them.
+    pub fn expect_extensions(&self, dumped: &Dumped) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Available {
+            name: String,
+        }
+        let Some(entry) = self.entry(&dumped.path)? else { return Ok(()) };
+        if !self.is_archive(&entry)? {
+            return Ok(());
+        }
+        let command = self.server.tool(&self.client, "pg_restore", &["--list"], MAINTENANCE)?;
+        let listed = self.feed(command, &entry)?;
+        let query = "select name from pg_available_extensions";
+        let available: Vec<Available> =
+            self.server.connect(MAINTENANCE, self.progress)?.rows(query)?;
+        let is_available = |name: &&str| available.iter().any(|one| one.name == *name);
+        let lacking: Vec<&str> = extensions(&listed).filter(|name| !is_available(name)).collect();
+        match lacking.is_empty() {
+            true => Ok(()),
+            false => Err(Error::NoExtension {
+                database: dumped.name.clone(),
+                extensions: lacking.join(", "),
+            }),
+        }
+    }
+
+    /// Returns true for a dump in the format of archives, false for one as text.
+    fn is_archive(&self, entry: &Entry) -> Result<bool> {
+        let mut start = Start { bytes: Vec::new() };
+        // Ends with the error of a full buffer.
+        let _ = store::dump::dump(self.store, entry, &mut start)?;
+        Ok(start.bytes == MAGIC)
+    }
+
+    /// Loads what a client reads from its standard input.
+    fn load_from(&self, command: Command, entry: &Entry) -> Result<Loaded> {
+        Ok(Loaded::parse(&self.feed(with_errors(command), entry)?))
+    }
+
+    /// Passes a dump to a client through its standard input. Returns the output.
+    fn feed(&self, command: Command, entry: &Entry) -> Result<String> {
+        let mut running = command.within(LIMIT).start(Stdin::Piped)?;
         let mut output = running.stdout(self.progress, Patience::Silence);
         let mut input = running.stdin.take();
         let (written, output) = std::thread::scope(|scope| {
@@ -277,7 +313,7 @@ impl<'a> Loader<'a> {
             Err(panic) => std::panic::resume_unwind(panic),
         };
         running.end(self.progress)?;
-        Ok(Loaded::parse(&String::from_utf8_lossy(&text)))
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Renames a database. Does nothing if an earlier call has renamed it.
@@ -356,6 +392,14 @@ fn beside(name: &str) -> &'static str {
     if name == MAINTENANCE { "template1" } else { MAINTENANCE }
 }
 
+/// Returns the extensions in a list of `pg_restore`, such as `2; 3079 16385 EXTENSION - pg_trgm`.
+fn extensions(list: &str) -> impl Iterator<Item = &str> {
+    list.lines().filter(|line| !line.starts_with(';')).filter_map(|line| {
+        let mut words = line.split_whitespace().skip(3);
+        (words.next() == Some("EXTENSION")).then(|| words.nth(1)).flatten()
+    })
+}
+
 /// Returns true for an error about something that is not installed.
 fn is_absent(error: &str) -> bool {
     error.contains("is not available") || error.contains("could not open extension control file")
@@ -395,6 +439,15 @@ mod tests {
         assert_eq!(aside("gitlab", "before-1"), "gitlab_before_1");
         let long = aside(&"ä".repeat(40), "before-rebuild-20260102T030405Z");
         assert!(long.len() <= NAME_BYTES_MAX && long.ends_with("_before_rebuild_20260102T030405Z"));
+    }
+
+    #[test]
+    fn extensions_are_found_in_a_list() {
+        let list = ";\n; Archive created at 2026-01-02\n;     dbname: EXTENSION\n\
+                    2; 3079 16385 EXTENSION - pg_trgm \n3527; 0 0 COMMENT - EXTENSION pg_trgm \n\
+                    3; 3079 16466 EXTENSION - uuid-ossp postgres\n\
+                    215; 1259 16467 TABLE public EXTENSION wiki\n";
+        assert_eq!(extensions(list).collect::<Vec<_>>(), ["pg_trgm", "uuid-ossp"]);
     }
 
     #[test]

@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 use crate::links;
 use crate::plan::{Part, is_trusted};
 use crate::view::shown;
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+use rustix::process::geteuid;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -238,6 +241,29 @@ pub fn owners(job: &Job<'_>) -> Result<OwnerMap> {
     let wanted: Vec<Part> = wanted.cloned().collect();
     map.add_file(OF_KIND, &crate::owners::rules(&wanted))?;
     Ok(map)
+}
+
+/// Fails if a file system or an attribute does not let root change a path or what has to move. Dry
+/// runs of other users do not know.
+pub fn expect_writable(job: &Job<'_>, all: &[&Files], planned: &[Aside]) -> Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let check = |place: &Path| {
+        let denied =
+            |error: Errno| Error::NotWritable { place: place.to_owned(), source: error.into() };
+        access(place, Access::WRITE_OK).map_err(denied)
+    };
+    for aside in planned {
+        check(&aside.from)?;
+        // The name is in the directory around it, unless only the content moves.
+        aside.from.parent().filter(|_| !aside.is_mount).map_or(Ok(()), check)?;
+    }
+    for path in all.iter().flat_map(|files| &files.paths) {
+        let place = self::place(job, path)?;
+        place.ancestors().find(|above| above.exists()).map_or(Ok(()), check)?;
+    }
+    Ok(())
 }
 
 /// Fails if a file system has too little space. Returns a note for each file system.

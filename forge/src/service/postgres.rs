@@ -8,6 +8,7 @@ use super::{Password, Reach};
 use crate::error::{Error, Result};
 use crate::process::{Command, Output, Patience, Running, Stdin};
 use crate::secret::Secret;
+use crate::set_aside;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -291,6 +292,10 @@ impl Server {
                 names.push(name);
             } else if name == MAINTENANCE {
                 // This database exists only for connections.
+            } else if set_aside::is_database(&name) {
+                let reason = "a rebuild has set it aside";
+                let next = "drop it once it is not needed any more";
+                notes.push(not_dumped(&name, reason, next).to_string());
             } else if self.is_shared {
                 let reason = "it does not belong to this instance";
                 let next = "to dump it, list it in `postgres.databases`";
