@@ -213,7 +213,7 @@ const PASSWORD: &str = "it's a pass/word@home";
 
 /// Creates a Mattermost of its own below a root, and its database server, which requires the
 /// password.
-fn alone(root: &Path) -> Postgres {
+pub fn alone(root: &Path) -> Postgres {
     let sockets = root.join("run/postgresql");
     let postgres = Postgres::start(Options::within(&sockets));
     let sql = include_str!("support/gitlab/mattermost.sql");

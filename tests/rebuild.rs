@@ -453,6 +453,73 @@ mount --bind $1/etc.new /etc
 eval \"$2\"
 ";
 
+/// Runs the program with a `systemctl` of one service, whose state is in the directory `services`.
+fn with_systemctl(sandbox: &Sandbox, arguments: &[&str]) -> Run {
+    let script = r#"set -e
+        mount -t tmpfs none /usr/local/sbin
+        cat > /usr/local/sbin/systemctl <<END
+#!/bin/sh
+cd '$PWD/services'
+echo "\$@" >> log
+case \$1 in
+show) echo LoadState=loaded; echo ActiveState=\$(cat state); echo MainPID=0 ;;
+start) echo active > state; if test -e start; then sh start; fi ;;
+stop) echo inactive > state ;;
+esac
+END
+        chmod 755 /usr/local/sbin/systemctl
+        exec "$@""#;
+    let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
+    let run = run.args([script, "sh", FORGEKEEP]).args(arguments).within(sandbox.root());
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml")).without_env("FORGEKEEP_STORE")
+}
+
+#[test]
+fn a_mattermost_of_its_own_is_rebuilt() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = crate::mattermost::alone(dir.path());
+    sandbox.write("services/state", "active\n");
+    let connection = format!(
+        "[instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n",
+        postgres.socket_dir().display(),
+        postgres.superuser()
+    );
+    configure_kind(&sandbox, "mattermost", dir.path(), &connection);
+    with_systemctl(&sandbox, &["backup", "--instance", "forge", "--init"]).run().ok();
+
+    let home = dir.path().join("opt/mattermost");
+    let rows = postgres.query("chat", "select count(*) from fileinfo");
+    let new = ["config", "files", "plugins"].map(|name| home.join(name));
+    let make_new = || {
+        new.iter().for_each(|dir| std::fs::remove_dir_all(dir).expect("removes"));
+        postgres.sql("postgres", "drop database chat");
+        postgres.sql("postgres", "drop role mmuser");
+        let _ = std::fs::remove_file(sandbox.path("services/log"));
+    };
+    make_new();
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = || with_systemctl(&sandbox, &["rebuild", "forge", "--scratch", scratch, "--yes"]);
+    let outcome = rebuild().run().ok();
+    assert_eq!(postgres.query("chat", "select count(*) from fileinfo"), rows);
+    assert!(outcome.stdout.contains("4 rows with files; all"), "{}", outcome.all_output());
+    let log = String::from_utf8(sandbox.read("services/log")).expect("text");
+    let done: Vec<&str> = log.lines().filter(|line| !line.starts_with("show")).collect();
+    assert_eq!(done, ["daemon-reload", "stop mattermost", "start mattermost", "daemon-reload"]);
+
+    // A newer program changes the version in the database when it starts.
+    let newer = format!(
+        "psql -h '{}' -U '{}' -d chat -c \"update systems set value = '10.5.0' where name = 'Version'\"",
+        postgres.socket_dir().display(),
+        postgres.superuser()
+    );
+    sandbox.write("services/start", newer);
+    make_new();
+    let outcome = rebuild().run().ends_with(3);
+    let text = "the snapshot is of Mattermost 10.2.0, and Mattermost 10.5.0 is installed here";
+    assert!(outcome.stderr.contains(text), "{}", outcome.all_output());
+}
+
 #[test]
 fn a_machine_without_a_configuration_is_rebuilt_at_the_real_paths() {
     need_root();

@@ -66,6 +66,7 @@ impl Kind for Mattermost {
         Rebuilding {
             first: &["config", "config.json", "service"],
             configure: Some(&["daemon-reload"]),
+            is_version_in_database: true,
             ..Rebuilding::default()
         }
     }

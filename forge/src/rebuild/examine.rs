@@ -1,7 +1,7 @@
 //! Examines a rebuilt instance.
 
 use super::files::{absolute, place};
-use super::{Rebuild, Stage};
+use super::{Rebuild, Stage, expect_same};
 use crate::check::{Check, Verdict};
 use crate::drill::git::{Finding, Git};
 use crate::error::Result;
@@ -32,7 +32,16 @@ impl Rebuild<'_, '_> {
         }
         let (plan, kind) = self.plan()?;
         let progress = self.job.store.observer().progress();
-        let Inspection { missing, checks, .. } = inspect(&plan, kind, None, progress)?;
+        let Inspection { missing, checks, product: here, .. } =
+            inspect(&plan, kind, None, progress)?;
+        if kind.rebuilding().is_version_in_database
+            && let Err(error) = expect_same(&self.job.manifest.product, &here)
+        {
+            let hint = "it may have changed the database: install the version of the snapshot, and \
+                        rebuild once more";
+            let check = Check::new("version", Verdict::Failed, error.to_string()).with_hint(hint);
+            self.outcome.checks.push(check);
+        }
         let lost = missing.iter().filter(|absent| absent.is_required);
         let lost = lost.map(|absent| {
             let text = format!("{} is missing: {}", absent.part, absent.looked_for);
