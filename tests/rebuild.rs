@@ -521,6 +521,50 @@ fn a_mattermost_of_its_own_is_rebuilt() {
 }
 
 #[test]
+fn a_mattermost_with_settings_in_its_database_is_rebuilt() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = crate::mattermost::alone(dir.path());
+    sandbox.write("services/state", "active\n");
+    let connection = format!(
+        "[instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n",
+        postgres.socket_dir().display(),
+        postgres.superuser()
+    );
+    configure_kind(&sandbox, "mattermost", dir.path(), &connection);
+    let home = dir.path().join("opt/mattermost");
+    let environment = home.join("config/mattermost.environment");
+    let source = "postgres://mmuser:it%27s%20a%20pass%2Fword%40home@/chat?host=/run/postgresql";
+    std::fs::write(&environment, format!("MM_CONFIG='{source}&sslmode=disable'\n"))
+        .expect("writes");
+    std::fs::remove_file(home.join("config/config.json")).expect("removes");
+    let settings = format!(
+        r#"{{"FileSettings": {{"DriverName": "local", "Directory": "./files/"}}, "SqlSettings":
+           {{"DriverName": "postgres", "DataSource": "{}&sslmode=disable"}}}}"#,
+        source.replace('\'', "''")
+    );
+    postgres.sql(
+        "chat",
+        format!(
+            "set role mmuser; create table configurations (id varchar(26) primary key, value text \
+             not null, createat bigint, active boolean unique, sha char(64)); \
+             insert into configurations values ('b', '{settings}', 2, true, '')"
+        ),
+    );
+    with_systemctl(&sandbox, &["backup", "--instance", "forge", "--init"]).run().ok();
+
+    for dir in ["config", "files", "plugins"] {
+        std::fs::remove_dir_all(home.join(dir)).expect("removes");
+    }
+    postgres.sql("postgres", "drop database chat");
+    postgres.sql("postgres", "drop role mmuser");
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = ["rebuild", "forge", "--scratch", scratch, "--yes"];
+    let outcome = with_systemctl(&sandbox, &rebuild).run().ok();
+    assert!(outcome.stdout.contains("4 rows with files; all"), "{}", outcome.all_output());
+}
+
+#[test]
 fn a_machine_without_a_configuration_is_rebuilt_at_the_real_paths() {
     need_root();
     let gitlab = Builder::new().build();
