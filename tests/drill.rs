@@ -107,6 +107,9 @@ fn a_healthy_snapshot_passes_and_leaves_nothing_behind() {
     let listed = configured(&bench.sandbox, ["snapshots", "--json"]).run().ok().json();
     assert_eq!(listed[0]["checked"]["standing"], "checked", "{listed:?}");
 
+    let scratch = bench.scratch.path().to_str().expect("text");
+    let named = ["drill", "forge@latest", "--scratch", scratch, "--sample", "1"];
+    configured(&bench.sandbox, named).run().ok();
     let outcome = bench.drill(&["latest", "--sample", "2"]).run().ok();
     bench.assert_no_scratch();
     let text = outcome.all_output();

@@ -140,6 +140,24 @@ impl Selector {
     }
 }
 
+/// Separates the snapshot from an instance in `NAME@SNAPSHOT`. `snapshot` is one of an argument of its
+/// own.
+pub fn of_instance(
+    name: &str,
+    snapshot: Option<&str>,
+) -> Result<(String, Option<String>), Failure> {
+    let both = name.rsplit_once('@').filter(|(_, which)| which.parse::<Selector>().is_ok());
+    match (both, snapshot) {
+        (Some(_), Some(snapshot)) => Err(usage(
+            format!("{name} and {snapshot} both name a snapshot"),
+            "write one of them".to_owned(),
+        )),
+        (Some((instance, snapshot)), None) => Ok((instance.into(), Some(snapshot.into()))),
+        // The name of an instance may contain @.
+        (None, snapshot) => Ok((name.into(), snapshot.map(str::to_owned))),
+    }
+}
+
 /// Returns the failure for an argument that names no snapshot, with the likely spelling.
 fn refused(text: &str, fault: &SelectorFault) -> Failure {
     let which = text.rsplit_once('@').map_or(text, |(_, which)| which);
@@ -212,6 +230,22 @@ mod tests {
     fn selectors() -> impl Strategy<Value = Selector> {
         let instance = proptest::option::of("[a-zA-Z0-9_][-a-zA-Z0-9_.@]{0,20}");
         (instance, which()).prop_map(|(instance, which)| Selector { instance, which })
+    }
+
+    #[test]
+    fn a_name_may_have_a_snapshot() {
+        let of = |name: &str, snapshot: Option<&str>| {
+            of_instance(name, snapshot)
+                .ok()
+                .map(|(name, snapshot)| (name, snapshot.unwrap_or_default()))
+        };
+        let both = |name: &str, snapshot: &str| Some((name.to_owned(), snapshot.to_owned()));
+        assert_eq!(of("gitlab", None), both("gitlab", ""));
+        assert_eq!(of("gitlab", Some("latest")), both("gitlab", "latest"));
+        assert_eq!(of("gitlab@latest~1", None), both("gitlab", "latest~1"));
+        assert_eq!(of("a@b", None), both("a", "b"));
+        assert_eq!(of("git@host", None), both("git@host", ""));
+        assert_eq!(of("gitlab@latest", Some("latest")), None);
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use crate::json::{DrillSummary, DrilledRepository};
 use crate::notifications;
 use crate::report::{count, local_time, size, utc_time};
 use crate::select::{self, Filter, Found};
-use crate::selector::Selector;
+use crate::selector::{Selector, of_instance};
 use crate::ui::{Ui, Watch};
 use clap::Args;
 use forge::catalogue::Project;
@@ -67,19 +67,19 @@ const ENTRY_BYTES: u64 = 4096;
 /// neither the instance nor its snapshots. The exit code is 3 if something has a fault or could not
 /// be examined. A fault that the instance itself had, such as the lost file of an upload, is only a
 /// warning.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_long_help = "\
 Examples:
   forgekeep drill gitlab
   forgekeep drill gitlab latest~1 --sample 100 --scratch /mnt/scratch
   forgekeep drill gitlab --whole --time-limit 12h")]
 pub struct Drill {
-    /// Name of the instance
+    /// Name of the instance, also with a snapshot (`gitlab@2026-11-20`)
     #[arg(value_name = "NAME")]
     instance: String,
-    /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms)
-    #[arg(default_value = "latest")]
-    snapshot: String,
+    /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms) [default:
+    /// latest]
+    snapshot: Option<String>,
     /// Number of projects or files to restore, taken at random
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
     sample: usize,
@@ -98,7 +98,12 @@ pub struct Drill {
 
 impl Drill {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let selector = Selector::read(&self.snapshot)?;
+        let (instance, snapshot) = of_instance(&self.instance, self.snapshot.as_deref())?;
+        Drill { instance, snapshot, ..self.clone() }.begin(global, ui)
+    }
+
+    fn begin(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let selector = Selector::read(self.snapshot.as_deref().unwrap_or("latest"))?;
         let examination = Examination::begin(CheckKind::Drill)?;
         // A machine that only tests snapshots may have no configuration.
         let config = match &global.store {

@@ -4,7 +4,7 @@ use crate::exit::{Failure, usage, with_hint};
 use crate::json::{MovedAside, RebuildStage, RebuildSummary};
 use crate::report::{count, local_time, now, utc_time};
 use crate::select::{self, Filter, Found};
-use crate::selector::Selector;
+use crate::selector::{Selector, of_instance};
 use crate::ui::Ui;
 use clap::Args;
 use forge::manifest::{self, Manifest};
@@ -33,14 +33,14 @@ const NAMED: usize = 5;
 ///
 /// --dry-run prints all steps and changes nothing. The exit code is 3 if the instance was rebuilt and
 /// a check found a fault.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_long_help = "\
 Examples:
   forgekeep rebuild gitlab --dry-run
   forgekeep rebuild gitlab --yes
   forgekeep rebuild gitlab 2026-11-20 --yes")]
 pub struct Rebuild {
-    /// Name of the instance
+    /// Name of the instance, also with a snapshot (`gitlab@2026-11-20`)
     #[arg(value_name = "NAME")]
     instance: String,
     /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms) [default:
@@ -70,6 +70,11 @@ pub struct Rebuild {
 
 impl Rebuild {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let (instance, snapshot) = of_instance(&self.instance, self.snapshot.as_deref())?;
+        Rebuild { instance, snapshot, ..self.clone() }.begin(global, ui)
+    }
+
+    fn begin(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = global.config.read_if_any()?;
         let state = config.as_ref().map_or_else(config::state, |config| config.state.clone());
         if self.forget {
