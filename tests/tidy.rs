@@ -170,6 +170,27 @@ fn libraries_do_not_read_the_clock() {
 }
 
 /// A doc comment that begins like a question makes its reader look for the answer.
+/// `Path::display` replaces bytes that are not text, and prints control characters as they are.
+#[test]
+fn paths_in_messages_are_displayed_in_one_way() {
+    let mut wrong = Vec::new();
+    for dir in ["store/src", "forge/src", "cli/src"] {
+        for (path, text) in files(dir, ".rs") {
+            let is_test = path.components().any(|part| part.as_os_str() == "tests")
+                || path.ends_with("tests.rs");
+            let code = text.split("\nmod tests {").next().unwrap_or_default();
+            let lines = code.lines().enumerate().filter(|_| !is_test);
+            let shows = |line: &str| line.contains(".display()") && !line.contains("to_string()");
+            wrong.extend(
+                lines
+                    .filter(|(_, line)| shows(line))
+                    .map(|(at, line)| format!("{}:{}: {}", path.display(), at + 1, line.trim())),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "use `Displayed`: {wrong:#?}");
+}
+
 #[test]
 fn doc_comments_do_not_begin_like_questions() {
     const RIDDLES: [&str; 5] = ["What ", "Whether ", "Where ", "Who ", "How "];

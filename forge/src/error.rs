@@ -5,6 +5,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use store::entry::Displayed;
 
 /// Result of every function in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -101,7 +102,7 @@ pub enum Error {
         services: Vec<String>,
     },
     /// A file of the instance, or one of our own, could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}", path.displayed())]
     Read {
         /// Path of the file.
         path: PathBuf,
@@ -109,7 +110,7 @@ pub enum Error {
         source: io::Error,
     },
     /// One of our own files could not be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}: {source}", path.displayed())]
     Write {
         /// Path of the file.
         path: PathBuf,
@@ -117,7 +118,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file has invalid content.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", path.displayed())]
     Malformed {
         /// Path of the file.
         path: PathBuf,
@@ -125,7 +126,7 @@ pub enum Error {
         reason: String,
     },
     /// The recovery record of an earlier run has invalid content.
-    #[error("{} is not a valid record: {reason}", path.display())]
+    #[error("{} is not a valid record: {reason}", path.displayed())]
     Record {
         /// Path of the record.
         path: PathBuf,
@@ -151,7 +152,7 @@ pub enum Error {
         reason: String,
     },
     /// The disk of the store is almost full.
-    #[error("{} has only {} MiB free, too few for a backup", store.display(), left >> 20)]
+    #[error("{} has only {} MiB free, too few for a backup", store.displayed(), left >> 20)]
     NoFreeSpace {
         /// Directory of the store.
         store: PathBuf,
@@ -159,7 +160,7 @@ pub enum Error {
         left: u64,
     },
     /// The user that examines restored data may not enter the scratch directory.
-    #[error("user {user} may not enter {}", dir.display())]
+    #[error("user {user} may not enter {}", dir.displayed())]
     ScratchDenied {
         /// Directory for scratch data.
         dir: PathBuf,
@@ -197,7 +198,7 @@ pub enum Error {
         extensions: String,
     },
     /// A place into which a rebuild restores files cannot be written to.
-    #[error("{} cannot be written to: {source}", place.display())]
+    #[error("{} cannot be written to: {source}", place.displayed())]
     NotWritable {
         /// A directory or file.
         place: PathBuf,
@@ -217,7 +218,7 @@ pub enum Error {
     /// A file system has too little space for the files of a snapshot.
     #[error(
         "the files need {} MiB at {}, which has {} MiB free",
-        needed.div_ceil(1 << 20), place.display(), free >> 20
+        needed.div_ceil(1 << 20), place.displayed(), free >> 20
     )]
     NoSpaceFor {
         /// A directory of the file system.
@@ -228,7 +229,7 @@ pub enum Error {
         free: u64,
     },
     /// A directory that a rebuild would move contains something that must stay.
-    #[error("{what} is in {}, which the rebuild would move", dir.display())]
+    #[error("{what} is in {}, which the rebuild would move", dir.displayed())]
     InTheWay {
         /// The object that must stay.
         what: String,
@@ -238,7 +239,7 @@ pub enum Error {
     /// A link of this machine would lead a rebuild elsewhere, and its owner is not the administrator.
     #[error(
         "{} leads to {}, and neither root nor the owner of that directory made it",
-        link.display(), end.display()
+        link.displayed(), end.displayed()
     )]
     UntrustedLink {
         /// The link.
@@ -266,7 +267,7 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file could not be read.
-    #[error("cannot read the secret file {}: {source}; check its path and owner", path.display())]
+    #[error("cannot read the secret file {}: {source}; check its path and owner", path.displayed())]
     Unreadable {
         /// Path of the file.
         path: PathBuf,
@@ -274,13 +275,13 @@ pub enum SecretError {
         source: io::Error,
     },
     /// The path names a directory, a pipe or a device.
-    #[error("the secret file {} is not a file; give the path of a file", .0.display())]
+    #[error("the secret file {} is not a file; give the path of a file", .0.displayed())]
     NotAFile(PathBuf),
     /// Group or others have access to the file.
     #[error(
         "the secret file {path} has mode {mode:04o}, so others can access it; run: \
          chmod 600 '{path}'",
-        path = path.display()
+        path = path.displayed()
     )]
     Open {
         /// Path of the file.

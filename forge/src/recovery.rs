@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::entry::Displayed;
 use store::observe::Progress;
 
 /// Directory of the records, inside the state directory.
@@ -235,7 +236,7 @@ impl Record {
             }
             Err(Error::Record { path, reason, .. }) => {
                 let known =
-                    vec![format!("{}, which is not a valid record ({reason})", path.display())];
+                    vec![format!("{}, which is not a valid record ({reason})", path.displayed())];
                 (Record::locked(state, instance)?, known)
             }
             Err(error) => return Err(error),

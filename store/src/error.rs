@@ -221,7 +221,7 @@ pub enum Error {
         account: String,
     },
     /// The record of changed owners cannot be written.
-    #[error("cannot write {}: {source}", file.display())]
+    #[error("cannot write {}: {source}", file.displayed())]
     OwnerRecord {
         /// The file.
         file: PathBuf,

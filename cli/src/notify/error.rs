@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use store::entry::Displayed;
 use ureq::http::StatusCode;
 
 /// Reason why a notification did not arrive, or monitoring was not silenced.
@@ -113,7 +114,7 @@ pub enum NotifyError {
     Smtp(lettre::transport::smtp::Error),
     /// The directory for metrics is missing.
     #[error(
-        "{} is not a directory; create it, or correct `directory`", .0.display()
+        "{} is not a directory; create it, or correct `directory`", .0.displayed()
     )]
     NoDirectory(PathBuf),
     /// The file with metrics could not be written.

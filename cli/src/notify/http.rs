@@ -3,6 +3,7 @@
 use super::{NotifyError, persist};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
+use store::entry::Displayed;
 use ureq::http::Uri;
 use ureq::http::uri::Authority;
 use ureq::tls::{RootCerts, TlsConfig};
@@ -86,7 +87,7 @@ impl Post<'_> {
 pub fn shown(address: &Address) -> String {
     match address {
         Address::Plain(address) => server(address).unwrap_or_default(),
-        Address::Secret(Secret::File(path)) => format!("in {}", path.display()),
+        Address::Secret(Secret::File(path)) => format!("in {}", path.displayed()),
         Address::Secret(Secret::Command(_)) => "by a command".into(),
     }
 }

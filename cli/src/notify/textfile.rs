@@ -9,6 +9,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::check_record::{CheckKind, CheckRecord, CheckResult};
+use store::entry::Displayed;
 
 /// The only metric that a failed run keeps from the previous file.
 const LAST_SUCCESS: &str = "forgekeep_last_success_timestamp_seconds";
@@ -28,7 +29,7 @@ pub struct Textfile {
 
 impl Notify for Textfile {
     fn name(&self) -> String {
-        format!("textfile {}", self.directory.display())
+        format!("textfile {}", self.directory.displayed())
     }
 
     fn directory(&self) -> Option<&Path> {

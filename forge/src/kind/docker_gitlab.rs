@@ -33,6 +33,7 @@ use places::{Dirs, place};
 use running::Running;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// GitLab in a container of sameersbn/docker-gitlab.
 pub struct DockerGitlab;
@@ -81,8 +82,8 @@ impl Kind for DockerGitlab {
             return Err(site.wrong(format!(
                 "service {name} in {} has no volume at {}; add one, or its data is lost with its \
                  container",
-                compose.path.display(),
-                dir.display()
+                compose.path.displayed(),
+                dir.displayed()
             )));
         }
         plan.volumes = gitlab.volumes().map(|(_, path)| path).collect();
@@ -194,7 +195,7 @@ pub fn project(
     };
     let others = own.other_files(&compose);
     if !others.is_empty() {
-        let shown: Vec<String> = others.iter().map(|file| file.display().to_string()).collect();
+        let shown: Vec<String> = others.iter().map(|file| file.displayed()).collect();
         plan.notes.push(format!(
             "container {} was created from {}; using all of these files",
             own.name,
@@ -277,12 +278,12 @@ pub fn configuration(compose: &Compose, plan: &mut Plan) {
     part.paths.extend(others.filter(|file| file.exists()).cloned());
     let absent = |file: &&PathBuf| !file.exists();
     for file in compose.optional.iter().filter(absent) {
-        let text = format!("the compose file names {}, which does not exist", file.display());
+        let text = format!("the compose file names {}, which does not exist", file.displayed());
         plan.notes.push(text);
     }
     // Compose creates no container without them.
     let needed: Vec<String> =
-        compose.needed.iter().filter(absent).map(|file| file.display().to_string()).collect();
+        compose.needed.iter().filter(absent).map(|file| file.displayed()).collect();
     if !needed.is_empty() {
         plan.lacks("compose", format!("{}, named by the compose file", needed.join(", ")));
     }

@@ -20,6 +20,7 @@ use crate::plan::{Part, Plan, Product};
 use accounts::Accounts;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// GitLab in a container of its official image.
 pub struct GitlabContainer;
@@ -297,7 +298,7 @@ fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> Found {
     for file in running.compose.iter().filter(|file| !file.exists()) {
         plan.notes.push(format!(
             "compose file {} of container {} does not exist",
-            file.display(),
+            file.displayed(),
             running.name
         ));
     }
@@ -332,7 +333,7 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<Found> {
             Some(reason) => Error::Malformed { path, reason },
             None => site.wrong(format!(
                 "{} has no service with an image {}; is it the right compose file?",
-                path.display(),
+                path.displayed(),
                 SOUGHT.image
             )),
         });

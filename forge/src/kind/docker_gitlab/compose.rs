@@ -15,6 +15,7 @@ use reader::{Reader, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// File names, the preferred one first.
 pub const NAMES: [&str; 4] =
@@ -146,9 +147,9 @@ impl Compose {
         if !unset.is_empty() {
             notes.push(format!(
                 "{} uses {}, which {} does not set; assuming empty values",
-                path.display(),
+                path.displayed(),
                 unset.join(", "),
-                env.display()
+                env.displayed()
             ));
         }
         let (mut files, needed) = (shared.files.into_inner(), shared.needed.into_inner());
@@ -160,7 +161,7 @@ impl Compose {
                 notes.push(format!(
                     "an image is built from {}, which contains volumes; only its Dockerfile is \
                      copied; to copy the other files of the image, make them a part",
-                    path.display()
+                    path.displayed()
                 ));
             } else {
                 files.insert(path);

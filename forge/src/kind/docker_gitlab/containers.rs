@@ -14,6 +14,7 @@ use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Login, Redis};
 use crate::service::{Password, Reach};
 use std::path::Path;
+use store::entry::Displayed;
 
 /// Names that containers have for the machine that runs them. The machine itself does not know them.
 const HOST_OF_CONTAINERS: [&str; 3] =
@@ -61,7 +62,7 @@ impl<'a> Containers<'a> {
             Some(reason) => Error::Malformed { path, reason: reason.to_string() },
             None => self.site.wrong(format!(
                 "{} has no service with an image sameersbn/gitlab; is it the right compose file?",
-                path.display()
+                path.displayed()
             )),
         })
     }
@@ -193,7 +194,7 @@ impl<'a> Containers<'a> {
             return Err(self.site.wrong(format!(
                 "{} does not show which service is PostgreSQL; set \
                  postgres.container = \"NAME\", and DB_HOST for GitLab",
-                self.compose.path.display()
+                self.compose.path.displayed()
             )));
         }
         plan.postgres = Some(server);
@@ -205,8 +206,7 @@ impl<'a> Containers<'a> {
 
     /// Describes a server in a container of another project.
     fn of_other_project(&self, server: &str, other: &Running) -> String {
-        let files: Vec<String> =
-            other.compose.iter().map(|file| file.display().to_string()).collect();
+        let files: Vec<String> = other.compose.iter().map(|file| file.displayed()).collect();
         let files = match &files[..] {
             [] => "the command that created it is".to_owned(),
             files => format!("its compose file {} is", files.join(", ")),

@@ -8,6 +8,7 @@ use crate::kind::gitlab::{ARCHIVES, leave_archives};
 use crate::plan::{Phase, Plan};
 use crate::view::{Mount, shown};
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// A directory of data.
 struct Row {
@@ -284,7 +285,7 @@ impl Data<'_> {
         let is_inside = !rest.as_os_str().is_empty();
         let seen = if is_inside { owner.seen.join(rest) } else { owner.seen.clone() };
         if is_inside && self.named(name).is_some() {
-            let (name, target) = (name, target.display());
+            let (name, target) = (name, target.displayed());
             return self.plan.notes.push(format!(
                 "{target} of the container is a separate volume; parts.{name}.path overrides it \
                  and must contain its files"
@@ -299,7 +300,7 @@ impl Data<'_> {
                         part.paths.push(path.clone());
                     }
                     if !path.exists() {
-                        let at = target.display();
+                        let at = target.displayed();
                         self.plan.lacks(name, format!("{}, mounted at {at}", shown(path)));
                     }
                 }
@@ -308,11 +309,11 @@ impl Data<'_> {
                 }
             }
             Source::Unknown(reason) if is_inside => {
-                let reason = format!("{} of the container: {reason}", target.display());
+                let reason = format!("{} of the container: {reason}", target.displayed());
                 self.plan.lacks(name, Gap::elsewhere(reason).needed(name));
             }
             Source::Memory if is_inside => {
-                let text = format!("{name}: {} of the container is in memory", target.display());
+                let text = format!("{name}: {} of the container is in memory", target.displayed());
                 self.plan.notes.push(text + " and not copied");
             }
             Source::Text(_) | Source::Unknown(_) | Source::Memory => {}
@@ -334,8 +335,8 @@ impl Data<'_> {
         if !is_known {
             self.plan.notes.push(format!(
                 "{}, mounted at {}, is unknown and not copied; to copy it, make it a part",
-                path.display(),
-                target.display()
+                path.displayed(),
+                target.displayed()
             ));
         }
     }
@@ -375,7 +376,7 @@ fn registry(compose: &Compose, plan: &mut Plan) {
         match service.place(root) {
             Some(Place::Here(path)) => found.push(path),
             Some(Place::Nowhere(reason)) => {
-                let text = format!("{} of the registry's container: {reason}", root.display());
+                let text = format!("{} of the registry's container: {reason}", root.displayed());
                 plan.lacks("registry", Gap::elsewhere(text).needed("registry"));
             }
             Some(Place::Memory) | None => {}

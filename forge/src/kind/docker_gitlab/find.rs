@@ -8,6 +8,7 @@ use crate::kind::{Site, below};
 use crate::links::lexically;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Service that a kind looks for.
 #[derive(Clone, Copy)]
@@ -86,7 +87,7 @@ pub fn proposed(found: &[PathBuf], created: &[PathBuf]) -> Vec<String> {
 }
 
 fn listed(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let shown: Vec<String> = paths.iter().map(|path| path.displayed()).collect();
     shown.join(", ")
 }
 

@@ -4,6 +4,7 @@ use super::DATA;
 use super::compose::{Place, Service};
 use crate::links::lexically;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Installation directory of GitLab. Relative paths start here.
 const INSTALLED: &str = "/home/git/gitlab";
@@ -122,7 +123,7 @@ impl Dirs {
 
 /// Returns a path of the container on this machine.
 pub fn place(gitlab: &Service, path: &Path) -> Result<PathBuf, Gap> {
-    let at = path.display();
+    let at = path.displayed();
     match gitlab.place(path) {
         Some(Place::Here(path)) => Ok(path),
         Some(Place::Nowhere(reason)) => {

@@ -9,6 +9,7 @@ use crate::service::{LOOPBACK, Password};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Content of the generated configuration.
 #[derive(Debug)]
@@ -176,7 +177,7 @@ pub fn read(package: &Package<'_>) -> Generated {
     }
     let mut assumed = |name: &Path, what: &str| {
         if matches!(name.try_exists(), Ok(false)) {
-            notes.push(format!("{} does not exist; assuming {what}", name.display()));
+            notes.push(format!("{} does not exist; assuming {what}", name.displayed()));
         }
     };
     assumed(gitlab_yml, "the package's default directories");
@@ -291,7 +292,7 @@ fn usable_registry(path: &Path) -> Result<Option<Value>> {
 
 /// Returns a note about a file without settings that the package always writes.
 fn may_be_cut(path: &Path, lacking: &str, assumed: &str) -> String {
-    let path = path.display();
+    let path = path.displayed();
     format!(
         "{path} lacks {lacking}; assuming {assumed}; if the file is truncated, run \
          `gitlab-ctl reconfigure`"

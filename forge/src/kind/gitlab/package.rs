@@ -302,7 +302,7 @@ impl Package<'_> {
         generated: &Generated,
         plan: &mut Plan,
     ) {
-        let target = mount.target.display();
+        let target = shown(&mount.target);
         let path = match (&mount.source, &around) {
             (Source::Path(path), _) => path,
             (Source::Unknown(reason), Some(part)) => {

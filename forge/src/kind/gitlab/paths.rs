@@ -6,6 +6,7 @@ use crate::links;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Data directory of the package.
 pub const DATA: &str = "/var/opt/gitlab";
@@ -35,7 +36,7 @@ pub struct Container<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotHere {
     /// The container has it in a place without a path.
-    #[error("{} of the container: {reason}", path.display())]
+    #[error("{} of the container: {reason}", path.displayed())]
     Nowhere {
         /// Path in the container.
         path: PathBuf,
@@ -43,10 +44,10 @@ pub enum NotHere {
         reason: String,
     },
     /// The container has it in memory.
-    #[error("{} of the container is in memory", .0.display())]
+    #[error("{} of the container is in memory", .0.displayed())]
     InMemory(PathBuf),
     /// The container has it among its own files.
-    #[error("{} of the container is not in a volume and is lost with the container", .0.display())]
+    #[error("{} of the container is not in a volume and is lost with the container", .0.displayed())]
     NotInVolume(PathBuf),
     /// A storage of repositories that another machine has.
     #[error(

@@ -8,6 +8,7 @@ use crate::service::LOOPBACK;
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Address in `resque.yml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Own {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Socket(path) => write!(f, "{}", path.display()),
+            Address::Socket(path) => f.write_str(&path.displayed()),
             Address::Host { host, port, .. } => write!(f, "{host} port {port}"),
             Address::Sentinels => f.write_str("a server that sentinels name"),
         }

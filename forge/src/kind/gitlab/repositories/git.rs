@@ -10,7 +10,7 @@ pub fn git(dir: &Path, arguments: &[&str], input: &str) -> Option<String> {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(input.as_bytes()).expect("writes");
     let file = file.path().display().to_string();
-    let git_dir = format!("--git-dir={}", dir.display());
+    let git_dir = format!("--git-dir={}", dir.to_str().expect("text"));
     let words = ["sh", "-c", "exec git -c safe.directory='*' \"$@\" <\"$0\"", &file, &git_dir];
     let mut command = Command::new(words.iter().chain(arguments).copied());
     for name in ["AUTHOR", "COMMITTER"] {
