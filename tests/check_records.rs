@@ -1,8 +1,8 @@
 //! Checks leave records in the store, which show which snapshots are checked.
 
-use crate::support::sandbox::{Outcome, Sandbox, need_root};
+use crate::support::sandbox::{Dice, Outcome, Sandbox, need_root};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Returns the records in the store, newest first.
 pub fn records(sandbox: &Sandbox) -> Vec<Value> {
@@ -99,6 +99,139 @@ fn damage_is_recorded_for_the_snapshots_that_lost_something() {
     sandbox.run(["check", "--read-data"]);
 }
 
+/// Changes some bytes of a file in the store.
+fn spoil(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).expect("reads");
+    bytes[at..at + 4].iter_mut().for_each(|byte| *byte ^= 0xff);
+    std::fs::write(path, bytes).expect("writes");
+}
+
+/// Returns the segments of a store with more than 100 kB, oldest first.
+fn large_segments(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let list = ["store/segments", "-size", "+100k", "-printf", "%T@ %p\\n"];
+    let found = sandbox.tool("find").args(list).run().ok().stdout;
+    let mut lines: Vec<&str> = found.lines().collect();
+    lines.sort_unstable();
+    lines
+        .iter()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(_, path)| sandbox.path(path))
+        .collect()
+}
+
+/// Makes a store with three snapshots, each of which has a file that the others do not have.
+fn three_nights() -> Sandbox {
+    let (sandbox, mut dice) = (Sandbox::new(), Dice::new(3));
+    sandbox.run(["init", "--group-readable"]).ok();
+    for name in ["a", "b", "c"] {
+        sandbox.write(&format!("source/{name}"), dice.bytes(200_000));
+        sandbox.backup(["source"]);
+    }
+    sandbox
+}
+
+#[test]
+fn damage_that_a_check_found_is_repaired_also_with_a_new_index() {
+    for how in ["the same index", "a rebuilt index", "no index", "a lost segment"] {
+        let sandbox = three_nights();
+        let segments = large_segments(&sandbox);
+        spoil(&segments[0], 5000);
+        let found = sandbox.run(["check", "--read-data"]).ends_with(1).stdout;
+        assert!(found.contains("the next backup repairs lost data"), "{found}");
+        match how {
+            "a rebuilt index" => drop(sandbox.run(["index", "rebuild"]).ok()),
+            "no index" => {
+                std::fs::remove_file(sandbox.path("store/index.sqlite")).expect("removes")
+            }
+            "a lost segment" => std::fs::remove_file(&segments[1]).expect("removes"),
+            _ => {}
+        }
+        sandbox.backup(["source"]);
+        sandbox.restore("latest", how);
+        sandbox.run(["check", "--read-data"]).ok();
+        // Nothing is stored again once it is repaired.
+        assert_eq!(sandbox.backup(["source"])["files_unmodified"], 3, "{how}");
+    }
+}
+
+#[test]
+fn damage_that_a_backup_met_is_repaired_by_the_next_also_with_a_new_index() {
+    let (sandbox, mut dice) = (Sandbox::new(), Dice::new(4));
+    sandbox.run(["init"]).ok();
+    let rows = |changed: usize| {
+        let mut dice = Dice::new(5);
+        let row = |at: usize| {
+            let value = dice.bytes(20);
+            let text: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{at}\t{}\n", if at == changed { "changed" } else { &text })
+        };
+        (0..20_000).map(row).collect::<String>()
+    };
+    let dump = |changed| format!("--\n-- PostgreSQL database dump\n--\n{}", rows(changed));
+    sandbox.write("source/d.sql", dump(usize::MAX));
+    for at in 0..50 {
+        sandbox.write(&format!("source/f{at}"), dice.bytes(3000));
+    }
+    sandbox.backup(["source"]);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    sandbox.write("source/new", "new");
+    sandbox.backup(["source"]);
+    let segment = large_segments(&sandbox).remove(0);
+    let len = std::fs::metadata(&segment).expect("its size").len() as usize;
+    (3000..len - 3000).step_by(20_000).for_each(|at| spoil(&segment, at));
+    sandbox.write("source/d.sql", dump(777));
+    let met = sandbox.run(["backup", "source"]).ends_with(3).all_output();
+    assert!(met.contains("run the backup again"), "{met}");
+    std::fs::remove_file(sandbox.path("store/index.sqlite")).expect("removes");
+    sandbox.backup(["source"]);
+    sandbox.restore("latest", "restored");
+}
+
+#[test]
+fn damaged_copies_of_records_are_repaired() {
+    let sandbox = three_nights();
+    let oldest = sandbox.snapshot_ids()[0].clone();
+    spoil(&sandbox.path("store/snapshots").join(&oldest), 20);
+    let found = sandbox.run(["check"]).ends_with(1).stdout;
+    assert!(found.contains("the next backup repairs records"), "{found}");
+    sandbox.backup(["source"]);
+    sandbox.run(["check"]).ok();
+}
+
+#[test]
+fn a_check_without_a_record_promises_no_repair() {
+    need_root();
+    let sandbox = three_nights();
+    spoil(&large_segments(&sandbox)[0], 5000);
+    sandbox.tool("chmod").args(["-R", "a+rX", "store", "."]).run().ok();
+    let reader = sandbox.as_nobody(["check", "--read-data"]).run().ends_with(1).stdout;
+    assert!(reader.contains("run this check as a user who may write"), "{reader}");
+    assert!(!reader.contains("the next backup"), "{reader}");
+}
+
+#[test]
+fn records_from_the_future_are_ignored() {
+    let sandbox = three_nights();
+    sandbox.run(["check", "--read-data"]).ok();
+    let record = records(&sandbox)[0].to_string();
+    let started = records(&sandbox)[0]["started"].as_i64().expect("a time");
+    std::fs::remove_dir_all(sandbox.path("store/checks")).expect("removes");
+    let later = started + 100_000_000;
+    let record = record.replace(&started.to_string(), &later.to_string()) + "\n";
+    let hash = blake3::hash(record.as_bytes());
+    sandbox.write(&format!("store/checks/{later:012}-{hash}"), &record);
+    for segment in large_segments(&sandbox) {
+        spoil(&segment, 5000);
+    }
+    let shown = sandbox.run(["snapshots"]).ok();
+    assert!(shown.stderr.contains("dated in the future"), "{}", shown.all_output());
+    assert!(standings(&sandbox).iter().all(Value::is_null));
+    sandbox.run(["check", "--read-data"]).ends_with(1);
+    assert!(sandbox.run(["snapshots"]).ok().stdout.contains("FAULTY"));
+    sandbox.backup(["source"]);
+    sandbox.restore("latest", "restored");
+}
+
 #[test]
 fn unreadable_records_cost_only_a_warning() {
     let sandbox = Sandbox::new();
@@ -123,7 +256,7 @@ fn unreadable_records_cost_only_a_warning() {
 }
 
 #[test]
-fn only_commands_that_show_records_read_them() {
+fn only_commands_that_need_records_read_them() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a");
     sandbox.run(["init"]).ok();
@@ -134,6 +267,8 @@ fn only_commands_that_show_records_read_them() {
         let traced = traced.args([crate::support::sandbox::FORGEKEEP]).args(arguments).run().ok();
         traced.all_output().contains("/checks/0")
     };
+    // The first backup after a check looks for damage that the check found.
+    assert!(looks(&["backup", "source"]));
     for arguments in
         [&["backup", "source"][..], &["ls", "latest"], &["restore", "latest", "-t", "r"]]
     {

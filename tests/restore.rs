@@ -1146,3 +1146,21 @@ fn a_dry_run_knows_that_root_without_fowner_may_not_set_modes() {
     let planned = restore("target", "--dry-run");
     assert_eq!(planned, restore("target", "--quiet"));
 }
+
+#[test]
+fn each_path_in_a_deleted_directory_is_counted() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/kept", "kept");
+    sandbox.backup(["source"]);
+    for at in 0..5 {
+        sandbox.write(&format!("source/x/y/{at}"), "new");
+    }
+    sandbox.write("source/lone", "new");
+    let place = sandbox.at("latest", "source");
+    let restore = ["restore", &place, "-t", "source", "--delete"];
+    let dry = sandbox.forgekeep(restore).args(["--dry-run"]).run().ok();
+    assert!(dry.stdout.contains("8 paths to be deleted"), "{}", dry.all_output());
+    assert!(dry.all_output().contains("source/x (7 paths)"), "{}", dry.all_output());
+    let done = sandbox.forgekeep(restore).run().ok();
+    assert!(done.stdout.contains("8 paths deleted"), "{}", done.all_output());
+}

@@ -3,7 +3,7 @@
 //! The test sets the clock of a backup. A file can therefore be as near to the start of a run, or
 //! as far from it, as the rule requires.
 
-use crate::support::sandbox::{Sandbox, need_root};
+use crate::support::sandbox::{FORGEKEEP, Run, Sandbox, need_root};
 use crate::support::stores;
 use std::cell::Cell;
 use std::fs::File;
@@ -298,4 +298,33 @@ fn a_large_git_directory_gives_the_same_tree_when_all_of_it_is_read_again() {
     let locks = ["-name", "*.lock", "-delete"];
     sandbox.tool("find").args(["source"]).args(locks).run().ok();
     sandbox.tool("diff").args(["-r", "source", "restored"]).run().ok();
+}
+
+/// Other names of accounts show in the next snapshot, also for files that did not change. A name that
+/// nobody knows any more stays.
+#[test]
+fn unchanged_files_get_the_names_that_accounts_have_now() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    let script = "set -e
+        mkdir -p source/dir
+        for name in source/dir/f source/renamed source/later source/gone; do echo 1 > $name; done
+        chown 64501:64501 source/dir/f source/renamed; chown 64502 source/later
+        chown 64503 source/gone; setfacl -m u:64501:r source/gone
+        names() { grep -v :6450 passwd > new; printf '%s\\n' \"$@\" >> new; cat new > passwd; }
+        cp /etc/passwd passwd; mount --bind passwd /etc/passwd; sleep 0.1
+        names alice:x:64501:100::/:/bin/sh gina:x:64503:100::/:/bin/sh
+        $FK backup source
+        names bob:x:64501:100::/:/bin/sh carol:x:64502:100::/:/bin/sh
+        $FK backup source | grep ' 4 unmodified'
+        $FK ls -l latest
+        names alice:x:64601:100::/:/bin/sh bob:x:64602:100::/:/bin/sh \
+            carol:x:64603:100::/:/bin/sh gina:x:64604:100::/:/bin/sh
+        $FK restore latest:$PWD/source -t restored
+        cd restored
+        test \"$(stat -c %u dir/f renamed later gone | xargs)\" = '64602 64602 64603 64604'
+        getfacl -nc gone | grep user:64602:r";
+    let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
+    let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
+    run.env("FORGEKEEP_STORE", sandbox.text("store")).run().ok();
 }

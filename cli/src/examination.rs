@@ -12,7 +12,7 @@ use store::check_record::{
 use store::entry::Time;
 use store::id::SnapshotId;
 use store::observe::Event;
-use store::snapshot::{Snapshot, Stamp};
+use store::snapshot::{self, Snapshot, Stamp};
 use store::store::Store;
 
 /// A check or a drill that began.
@@ -60,6 +60,8 @@ impl Examination {
             instance: None,
             snapshots: Vec::new(),
             faulty: Vec::new(),
+            damaged_segments: Vec::new(),
+            damaged_records: Vec::new(),
             faults: 0,
             unknown: 0,
             bytes: 0,
@@ -100,7 +102,8 @@ pub fn judge(
     oldest.map_or_else(HashMap::new, |oldest| check_record::judge(read(store, oldest, ui).iter()))
 }
 
-/// Returns the readable records since a time, newest first. Warns of the others.
+/// Returns the readable records since a time, newest first. Warns of the others, and of those from the
+/// future: made under a wrong clock, they would be the newest ones for years.
 pub fn read(store: &Store, since: i64, ui: &Ui) -> Vec<CheckRecord> {
     let all = match store.check_records(since) {
         Ok(all) => all,
@@ -114,7 +117,15 @@ pub fn read(store: &Store, since: i64, ui: &Ui) -> Vec<CheckRecord> {
         let records = count(bad.len() as u64, "record");
         ui.warn(&format!("ignoring {records} of checks and drills: {error}"));
     }
-    good.into_iter().flatten().collect()
+    let is_future = |record: &CheckRecord| snapshot::is_future(record.started, now());
+    let (future, good): (Vec<_>, Vec<_>) = good.into_iter().flatten().partition(is_future);
+    if !future.is_empty() {
+        let records = count(future.len() as u64, "record");
+        ui.warn(&format!(
+            "ignoring {records} of checks and drills dated in the future; check this machine's clock"
+        ));
+    }
+    good
 }
 
 /// Returns the standing of a snapshot in a column: the day of its check, if it is checked.

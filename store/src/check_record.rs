@@ -4,9 +4,11 @@
 //! the examination, so that the newest ones are found without reading the others.
 
 use crate::backend;
+use crate::entry::Time;
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, SnapshotId};
+use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
+use crate::snapshot::is_future;
 use crate::store::Store;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -23,6 +25,8 @@ pub const READ_MAX: usize = 1000;
 const TIME_DIGITS: usize = 12;
 /// Maximum number of snapshots in a record: the newest.
 const SNAPSHOTS_MAX: usize = 20_000;
+/// Maximum number of damaged segments in a record.
+const SEGMENTS_MAX: usize = 10_000;
 /// Maximum number of parts in a record.
 const PARTS_MAX: usize = 100;
 /// Maximum length of a text in a record in bytes.
@@ -61,6 +65,14 @@ pub struct CheckRecord {
     #[serde(serialize_with = "as_hex", deserialize_with = "of_hex")]
     #[schemars(with = "Vec<String>")]
     pub faulty: Vec<SnapshotId>,
+    /// Ids of damaged segments. Backups store their content again, also with a new index.
+    #[serde(default, serialize_with = "segments_as_hex", deserialize_with = "segments_of_hex")]
+    #[schemars(with = "Vec<String>")]
+    pub damaged_segments: Vec<SegmentId>,
+    /// Ids of snapshots with a damaged record. Backups repair those of which one copy is intact.
+    #[serde(default, serialize_with = "as_hex", deserialize_with = "of_hex")]
+    #[schemars(with = "Vec<String>")]
+    pub damaged_records: Vec<SnapshotId>,
     /// Number of faults: damaged objects and lost paths, or faulty parts.
     pub faults: u64,
     /// Number of parts that could not be examined.
@@ -184,6 +196,16 @@ fn of_hex<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SnapshotId>, D::Erro
     all.iter().map(id).collect()
 }
 
+fn segments_as_hex<S: Serializer>(ids: &[SegmentId], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(ids.iter().map(ToString::to_string))
+}
+
+fn segments_of_hex<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SegmentId>, D::Error> {
+    let all = Vec::<String>::deserialize(from)?;
+    let id = |text: &String| SegmentId::from_hex(text).map_err(serde::de::Error::custom);
+    all.iter().map(id).collect()
+}
+
 impl CheckRecord {
     /// Returns true if it proves that its snapshots, except the faulty ones, can be restored: all
     /// data was read, or a drill found nothing wrong.
@@ -205,9 +227,10 @@ impl CheckRecord {
 
     /// Cuts values that exceed a limit of readers.
     fn fit(&mut self) {
-        for ids in [&mut self.snapshots, &mut self.faulty] {
+        for ids in [&mut self.snapshots, &mut self.faulty, &mut self.damaged_records] {
             ids.drain(..ids.len().saturating_sub(SNAPSHOTS_MAX));
         }
+        self.damaged_segments.truncate(SEGMENTS_MAX);
         self.parts.truncate(PARTS_MAX);
         let names = self.parts.iter_mut().flat_map(|part| [&mut part.name, &mut part.text]);
         let own = [&mut self.program, &mut self.host, &mut self.run_id];
@@ -273,6 +296,11 @@ impl Store {
     /// Returns the newest [`READ_MAX`] records of examinations since a time, in seconds since 1970,
     /// newest first, and an error for each that cannot be read.
     pub fn check_records(&self, since: i64) -> Result<Vec<Result<CheckRecord>>> {
+        self.read_check_records(&self.names_of_checks(since)?)
+    }
+
+    /// Returns the names of the newest [`READ_MAX`] records since a time, newest first.
+    fn names_of_checks(&self, since: i64) -> Result<Vec<String>> {
         let names = match self.backend.names(DIR) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             names => names.map_err(Error::store_read(DIR))?,
@@ -281,6 +309,10 @@ impl Store {
         let mut names: Vec<String> = names.into_iter().filter(is_wanted).collect();
         names.sort_unstable_by(|a, b| b.cmp(a));
         names.truncate(READ_MAX);
+        Ok(names)
+    }
+
+    fn read_check_records(&self, names: &[String]) -> Result<Vec<Result<CheckRecord>>> {
         let read = |name: &String| {
             self.observer.progress().check()?;
             let path = format!("{DIR}/{name}");
@@ -289,13 +321,43 @@ impl Store {
             CheckRecord::from_bytes(name, &bytes)
         };
         let mut records = Vec::with_capacity(names.len());
-        for name in &names {
+        for name in names {
             match read(name) {
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
                 read => records.push(read),
             }
         }
         Ok(records)
+    }
+
+    /// Marks in the index what checks found damaged, and repairs records of which they found one copy
+    /// damaged. An index that was made anew has no marks, and other machines have indexes of their
+    /// own. Records from the future, seen from `now`, are ignored.
+    pub(crate) fn heed_checks(&self, now: Time) -> Result<()> {
+        let names = self.names_of_checks(i64::MIN)?;
+        let key = blake3::hash(names.join("\n").as_bytes());
+        if names.is_empty() || self.index.heeded_checks()?.as_deref() == Some(key.as_bytes()) {
+            return Ok(());
+        }
+        let (mut segments, mut snapshots) = (HashSet::new(), BTreeSet::new());
+        // Commands that show the records warn of unreadable ones.
+        let records = self.read_check_records(&names)?.into_iter().rev().flatten();
+        let counts = |record: &CheckRecord| {
+            record.kind == CheckKind::Check
+                && record.result != CheckResult::Failed
+                && !is_future(record.started, now)
+        };
+        for record in records.filter(counts) {
+            if record.level == CheckLevel::Data {
+                segments.clear();
+            }
+            segments.extend(record.damaged_segments);
+            snapshots.extend(record.damaged_records);
+        }
+        for id in snapshots {
+            self.mend_record(&id);
+        }
+        self.index.heed_checks(key.as_bytes(), &segments)
     }
 }
 
@@ -412,6 +474,8 @@ mod tests {
             instance: None,
             snapshots: vec![id(1), id(2)],
             faulty: Vec::new(),
+            damaged_segments: Vec::new(),
+            damaged_records: Vec::new(),
             faults: 0,
             unknown: 0,
             bytes: 7,

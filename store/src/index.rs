@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Version of the tables below. An index of another version is rebuilt.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// Version that marks a damaged index.
 const BROKEN_VERSION: i64 = 0;
@@ -67,6 +67,7 @@ const SCHEMA: &str = "
         plain_len INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE whole (snapshot BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE heeded (checks BLOB NOT NULL);
     CREATE TABLE records (
         seconds INTEGER NOT NULL,
         nanoseconds INTEGER NOT NULL,
@@ -503,6 +504,33 @@ impl Index {
             let name = segment.as_bytes();
             transaction.execute("UPDATE segments SET healthy = 0 WHERE name = ?1", [name])?;
             transaction.execute("DELETE FROM whole", [])?;
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// Returns the name of the set of check records whose damage is marked here.
+    pub fn heeded_checks(&self) -> Result<Option<Vec<u8>>> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached("SELECT checks FROM heeded")?;
+            Ok(statement.query_row([], |row| row.get(0)).optional()?)
+        })
+    }
+
+    /// Marks segments as damaged, like [`Index::set_damaged`], by a set of check records of this name.
+    pub fn heed_checks(&self, name: &[u8], damaged: &HashSet<SegmentId>) -> Result<()> {
+        self.change(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let mut marked = 0;
+            for segment in damaged {
+                let mark = "UPDATE segments SET healthy = 0 WHERE name = ?1 AND healthy = 1";
+                marked += transaction.execute(mark, [segment.as_bytes()])?;
+            }
+            if marked > 0 {
+                transaction.execute("DELETE FROM whole", [])?;
+            }
+            transaction.execute("DELETE FROM heeded", [])?;
+            transaction.execute("INSERT INTO heeded (checks) VALUES (?1)", [name])?;
             Ok(transaction.commit()?)
         })
     }

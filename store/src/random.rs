@@ -10,3 +10,13 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(bytes)
 }
+
+/// Formats the bytes of a UUID.
+pub fn uuid_text(bytes: &[u8; 16]) -> String {
+    let mut text = String::new();
+    for (at, byte) in bytes.iter().enumerate() {
+        let dash = if [4, 6, 8, 10].contains(&at) { "-" } else { "" };
+        text += &format!("{dash}{byte:02x}");
+    }
+    text
+}

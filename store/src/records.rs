@@ -93,10 +93,12 @@ impl Store {
         Ok(Records { mend: true, ..self.records()? })
     }
 
-    fn mend_record(&self, id: &SnapshotId) {
+    /// Rewrites the record of a snapshot if only one copy is intact.
+    pub(crate) fn mend_record(&self, id: &SnapshotId) {
         let short = id.short();
         let event = match snapshot::mend(&*self.backend, self.codec, id) {
-            Ok(()) => Event::Note(format!("repaired one copy of the record of snapshot {short}")),
+            Ok(false) => return,
+            Ok(true) => Event::Note(format!("repaired one copy of the record of snapshot {short}")),
             Err(error) => Event::Warning(format!(
                 "one copy of the record of snapshot {short} is damaged: {error}"
             )),

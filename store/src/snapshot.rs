@@ -338,15 +338,17 @@ impl Snapshot {
     }
 }
 
-/// Rewrites the file of a record of which only one copy is intact.
-pub(crate) fn mend(backend: &dyn Backend, codec: Codec, id: &SnapshotId) -> Result<()> {
+/// Rewrites the file of a record of which only one copy is intact. Returns false if there is nothing
+/// to rewrite.
+pub(crate) fn mend(backend: &dyn Backend, codec: Codec, id: &SnapshotId) -> Result<bool> {
     let name = file_name(id);
     let bytes = backend::read_all(backend, &name, 2 * limits::STORED_BYTES_MAX)
         .map_err(Error::store_read(name.clone()))?;
-    let (Some(record), false) = copies(codec, &bytes, id) else { return Ok(()) };
+    let (Some(record), false) = copies(codec, &bytes, id) else { return Ok(false) };
     let mut frame = Vec::new();
     codec.encode(&record, &mut frame);
-    backend::write_all(backend, &name, &frame.repeat(2)).map_err(Error::store_write(name))
+    let written = backend::write_all(backend, &name, &frame.repeat(2));
+    written.map(|()| true).map_err(Error::store_write(name))
 }
 
 /// Returns an intact copy of the record, and true if the file consists of exactly two such copies.

@@ -709,6 +709,20 @@ impl Owners {
     ) -> (Option<Arc<AclNames>>, usize) {
         AclNames::of(xattrs, |subject| known_name(&mut self.known.lock().names, subject, &failed))
     }
+
+    /// Like [`Owners::acl_names`]; names that are unknown today stay as they were.
+    pub fn acl_names_now(
+        &self,
+        xattrs: &Xattrs,
+        then: Option<&AclNames>,
+        failed: impl Fn(String),
+    ) -> Option<Arc<AclNames>> {
+        let name = |subject| {
+            let now = known_name(&mut self.known.lock().names, subject, &failed);
+            now.or_else(|| then?.get(subject).cloned())
+        };
+        AclNames::of(xattrs, name).0
+    }
 }
 
 /// Returns the name of a user or group, and looks it up if necessary.

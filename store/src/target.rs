@@ -10,8 +10,7 @@ mod rights;
 mod trial;
 
 pub(crate) use access::{
-    is_append_only, is_protected, metadata_refusal, protection, removal_refusal,
-    tree_removal_refusal,
+    is_append_only, is_protected, metadata_refusal, protection, removal_refusal, tree_removal,
 };
 pub(crate) use metadata::is_held;
 pub use metadata::{Metadata, Refused};
@@ -490,8 +489,8 @@ impl Target {
         Some(source::stat_at(parent.as_fd(), name).ok()?.kind)
     }
 
-    /// Removes a path with everything below it.
-    pub fn remove(&self, path: &[u8]) -> io::Result<()> {
+    /// Removes a path with everything below it. Returns the number of removed paths.
+    pub fn remove(&self, path: &[u8]) -> io::Result<u64> {
         self.work_in(split(path).0, || {
             let (parent, name) = self.parent(path)?;
             let device = source::stat_at(parent.as_fd(), name)?.device;
@@ -724,13 +723,15 @@ fn has_default_acl(dir: impl AsFd) -> bool {
     rustix::fs::fgetxattr(dir, DEFAULT_ACL, &mut [0_u8; 0][..]).is_ok()
 }
 
-/// Removes everything on this device. Does not enter mounted file systems.
-fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io::Result<()> {
+/// Removes everything on this device. Does not enter mounted file systems. Returns the number of
+/// removed paths.
+fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io::Result<u64> {
     if is_being_written(parent, name) {
         return Err(io::Error::other("another restore is writing it"));
     }
     match unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Ok(()) => return Ok(1),
+        Err(Errno::NOENT) => return Ok(0),
         Err(error @ (Errno::ISDIR | Errno::PERM)) => {
             // It may be immutable. Only a directory has content to remove.
             if source::stat_at(parent, name)?.kind != EntryKind::Directory {
@@ -749,8 +750,10 @@ fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io:
         Node { fd: dir.as_fd(), at: Some((parent, name)) }.chmod(stat.mode | OWNER_ALL)?;
     }
     let dir = source::open_dir_below(dir.as_fd(), b"")?;
+    let mut count = 1;
     for (inner, _) in source::names(dir.as_fd())? {
-        remove_all(dir.as_fd(), &inner, device, uid)?;
+        count += remove_all(dir.as_fd(), &inner, device, uid)?;
     }
-    Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+    unlinkat(parent, name, AtFlags::REMOVEDIR)?;
+    Ok(count)
 }

@@ -76,7 +76,8 @@ pub struct Backup {
     /// Read all files again, even if they look unchanged
     #[arg(long)]
     force: bool,
-    /// Ignore change times when looking for changed files (for file systems that do not keep them)
+    /// Ignore change times when looking for changed files (for file systems that do not keep them);
+    /// then changes of extended attributes and access lists alone are not noticed
     #[arg(long)]
     ignore_ctime: bool,
     /// Ignore inode numbers when looking for changed files (for network file systems)

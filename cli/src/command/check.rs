@@ -207,6 +207,14 @@ fn record(
         _ => None,
     };
     record.faulty = faulty.into_iter().collect();
+    let damages = report.damages.iter().chain(&report.superseded);
+    let segments = damages.clone().filter_map(|damage| damage.object.segment());
+    record.damaged_segments = segments.collect::<BTreeSet<_>>().into_iter().copied().collect();
+    let records = damages.filter_map(|damage| match damage.object {
+        Object::Snapshot(id) => Some(id),
+        _ => None,
+    });
+    record.damaged_records = records.collect();
     Some(record)
 }
 
@@ -292,7 +300,8 @@ fn show(
         count(report.loss_count, "path")
     ))?;
     let has = |is_such: fn(&Object) -> bool| report.damages.iter().any(|of| is_such(&of.object));
-    if has(|object| object.segment().is_some()) || report.loss_count > 0 {
+    let is_lost = has(|object| object.segment().is_some()) || report.loss_count > 0;
+    if is_lost && summary.recorded {
         ui.remark(match report.loss_count {
             0 => "nothing is lost yet; the next backup stores again what its sources still contain",
             _ => "the next backup repairs lost data that its sources still contain",
@@ -304,8 +313,15 @@ fn show(
              copied back from a replica",
         )?;
     }
-    if has(|object| matches!(object, Object::Snapshot(_))) {
+    let is_of_record = has(|object| matches!(object, Object::Snapshot(_)));
+    if is_of_record && summary.recorded {
         ui.remark("the next backup repairs records of which one copy is intact")?;
+    }
+    if (is_lost || is_of_record) && !summary.recorded {
+        ui.remark(
+            "run this check as a user who may write to the store: backups repair only damage of which \
+             the store has a record",
+        )?;
     }
     if has(|object| matches!(object, Object::Index)) {
         ui.remark("the next command rebuilds the index without loss")?;

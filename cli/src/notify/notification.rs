@@ -306,6 +306,8 @@ pub mod tests {
             run_id: RunId::from_bytes([0xff; 16]).to_string(),
             instance: Some("gitlab".into()),
             snapshots: vec![store::id::SnapshotId::from_bytes([0x3f; 32])],
+            damaged_segments: Vec::new(),
+            damaged_records: Vec::new(),
             faulty: Vec::new(),
             faults: u64::from(result == CheckResult::Faulty),
             unknown: 0,

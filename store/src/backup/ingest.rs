@@ -92,7 +92,7 @@ pub struct Ingest<'a> {
     pub counters: &'a Counters,
     pub exclude: &'a Excluded,
     file_systems: &'a FileSystems,
-    owners: Owners,
+    owners: &'a Owners,
     reuse: Reuse<'a>,
     /// Buffer for a file larger than a window, or a stream. Uses memory only once it is written to.
     region: Mutex<MmapMut>,
@@ -147,9 +147,9 @@ thread_local! {
 
 impl<'a> Ingest<'a> {
     pub fn new(run: &'a BackupState<'a>, exclude: &'a Excluded) -> Result<Ingest<'a>> {
-        let BackupState { store, packer, counters, allowance, many_packs, file_systems, .. } = run;
+        let BackupState { store, packer, counters, allowance, many_packs, .. } = run;
+        let BackupState { file_systems, owners, .. } = run;
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
-        let owners = Owners::default();
         let cutter =
             |sizes| Cutter::new(sizes).map_err(|error| Error::ConfigDamaged(error.to_string()));
         let sizes = store.config.parameters();

@@ -194,9 +194,10 @@ impl<'a> Backup<'a> {
             started,
             ended,
         });
-        let (is_whole, file_systems) = (self.is_whole, &self.run.file_systems);
+        let is_whole = self.is_whole;
+        let (file_systems, owners) = (&self.run.file_systems, &self.run.owners);
         let root = self.before.map(|before| before.root);
-        let recheck = Recheck { store, comparison, is_whole, root, file_systems };
+        let recheck = Recheck { store, comparison, is_whole, root, file_systems, owners };
         let ingest = Ingest::new(&self.run, &exclude)?;
         let rules = Rules {
             exclude: exclude.clone(),

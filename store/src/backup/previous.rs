@@ -2,15 +2,16 @@
 
 use super::run::FileSystems;
 use crate::damage::DamageLog;
-use crate::entry::{Content, Entry, EntryKind, Time, is_within, path_cmp};
+use crate::entry::{Content, Entry, EntryKind, Owner, Time, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
-use crate::source::Stat;
+use crate::source::{Owners, Stat};
 use crate::store::Store;
 use crate::tree::TreeReader;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// Period of the clock from which timestamps are taken.
 const TICK_NANOSECONDS: i128 = 20_000_000;
@@ -75,6 +76,7 @@ pub struct Recheck<'a> {
     /// Root of the previous snapshot's tree.
     pub root: Option<ChunkId>,
     pub file_systems: &'a FileSystems,
+    pub owners: &'a Owners,
 }
 
 impl<'a> Recheck<'a> {
@@ -98,8 +100,22 @@ impl<'a> Recheck<'a> {
         Ok(false)
     }
 
-    /// Adapts an entry of the previous snapshot to this one, which numbers file systems again.
+    /// Adapts an entry of the previous snapshot to this one, which numbers file systems again. Accounts
+    /// may have other names by now; a name that is unknown today stays.
     pub fn refreshed(&self, stat: &Stat, mut entry: Entry) -> Entry {
+        let warn = |text| self.store.observer().event(Event::Warning(text));
+        let today = self.owners.get(stat.uid, stat.gid, warn);
+        let is_other = |now: &Option<Vec<u8>>, then: &Option<Vec<u8>>| now.is_some() && now != then;
+        let (user, group) = (&entry.owner.user, &entry.owner.group);
+        if is_other(&today.user, user) || is_other(&today.group, group) {
+            let user = today.user.clone().or_else(|| user.clone());
+            let group = today.group.clone().or_else(|| group.clone());
+            entry.owner = Arc::new(Owner { user, group, ..*entry.owner });
+        }
+        if !entry.xattrs.is_empty() {
+            entry.acl_names =
+                self.owners.acl_names_now(&entry.xattrs, entry.acl_names.as_deref(), warn);
+        }
         if let Some(link) = &mut entry.hard_link {
             link.file_system = self.file_systems.number(stat.device);
         }

@@ -1,7 +1,8 @@
 //! Start and end of a backup: the search for a parent, and the record.
 
 use super::absolute;
-use super::{BackupOptions, Likeness, Removed, Report, tree_path};
+use super::{About, BackupOptions, Likeness, Removed, Report, tree_path};
+use crate::check_record::{self, CheckKind, CheckLevel, CheckRecord, CheckResult};
 use crate::chunks::Chunks;
 use crate::diff::{Change, diff, is_same, is_stored_alike};
 use crate::entry::{Content, Displayed, Entry, EntryKind, Time};
@@ -10,11 +11,13 @@ use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::observe::{Event, Observer, Reason};
 use crate::packer::Packer;
+use crate::random;
 use crate::recipe::{Extent, Extents};
 use crate::records::Named;
 use crate::reuse::Allowance;
 use crate::skipped::{Noted, Spared};
 use crate::snapshot::{self, Id, Instance, Skipped, Snapshot, Statistics};
+use crate::source::Owners;
 use crate::store::Store;
 use crate::tree::{Lost, TreeReader};
 use minicbor::bytes::ByteVec;
@@ -166,6 +169,7 @@ pub struct BackupState<'a> {
     /// Held while indexes of many packs are in memory.
     pub many_packs: Mutex<()>,
     pub file_systems: FileSystems,
+    pub owners: Owners,
     pub parent: Option<Named>,
     /// Number of skipped records: unreadable ones, and those from the future.
     skipped_records: u64,
@@ -188,6 +192,15 @@ impl<'a> BackupState<'a> {
     ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();
         let host = &options.about.host;
+        if !options.is_dry
+            && let Err(error) = store.heed_checks(start)
+        {
+            if matches!(error, Error::Interrupted) {
+                return Err(error);
+            }
+            let text = format!("the damage that checks found is not known: {error}");
+            store.observer().event(Event::Warning(text));
+        }
         let (parent, skipped_records) = parent(store, host, like, start, options.is_dry)?;
         let damaged = store.index.damaged()?;
         let has_passes = matches!(like, Likeness::Instance(_));
@@ -198,7 +211,7 @@ impl<'a> BackupState<'a> {
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
             Allowance::of(parent.statistics.bytes, parent.statistics.unused)
         });
-        let (counters, file_systems, many_packs) = Default::default();
+        let (counters, file_systems, many_packs, owners) = Default::default();
         let (added, noted) = ([0; 3], Arc::default());
         Ok(BackupState {
             store,
@@ -207,6 +220,7 @@ impl<'a> BackupState<'a> {
             allowance,
             many_packs,
             file_systems,
+            owners,
             parent,
             skipped_records,
             start,
@@ -347,8 +361,13 @@ impl<'a> BackupState<'a> {
         let older = || store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
         let mut damage = store.damage.summary(older);
         if let Some(damage) = damage.as_mut().filter(|_| !options.is_dry) {
-            for segment in damage.segments.iter().filter(|id| !self.damaged.contains(id)) {
-                store.index.set_damaged(segment)?;
+            let new = damage.segments.iter().filter(|id| !self.damaged.contains(id));
+            let new: Vec<SegmentId> = new.copied().collect();
+            new.iter().try_for_each(|segment| store.index.set_damaged(segment))?;
+            if !new.is_empty()
+                && let Err(error) = store.write_check_record(&met(about, self.start, new))
+            {
+                store.observer().event(Event::Warning(error.to_string()));
             }
             damage.lost = lost(store, &root)?;
         }
@@ -387,6 +406,33 @@ impl<'a> BackupState<'a> {
             Some(whole) if !index.is_whole(&whole)? => Ok(()),
             _ => index.set_whole(snapshot, &self.damaged),
         }
+    }
+}
+
+/// Returns the record of damage that a backup met. It says nothing about any snapshot.
+fn met(about: &About, start: Time, segments: Vec<SegmentId>) -> CheckRecord {
+    CheckRecord {
+        version: check_record::VERSION,
+        kind: CheckKind::Check,
+        level: CheckLevel::Structure,
+        result: CheckResult::Faulty,
+        message: Some("met by a backup".into()),
+        started: start.seconds,
+        seconds: 0.0,
+        program: about.program.clone(),
+        host: about.host.clone(),
+        run_id: about.run.map_or_else(String::new, |run| random::uuid_text(&run)),
+        instance: None,
+        snapshots: Vec::new(),
+        faulty: Vec::new(),
+        faults: segments.len() as u64,
+        damaged_segments: segments,
+        damaged_records: Vec::new(),
+        unknown: 0,
+        bytes: 0,
+        rpo_seconds: None,
+        rto_seconds: None,
+        parts: Vec::new(),
     }
 }
 

@@ -98,8 +98,8 @@ impl Restore<'_> {
     fn remove_all(&self, paths: Vec<Vec<u8>>) {
         for path in paths {
             match self.target.remove(&path) {
-                Ok(()) => {
-                    self.counts.deleted.fetch_add(1, Relaxed);
+                Ok(count) => {
+                    self.counts.deleted.fetch_add(count, Relaxed);
                     self.git_caches.lock().removed(&join(&self.prefix, &path));
                 }
                 // It was removed together with a replaced object.

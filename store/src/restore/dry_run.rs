@@ -674,7 +674,7 @@ impl DryRun<'_> {
             return None;
         }
         if self.extra.gives_way(&join(self.prefix, path)) {
-            let refusal = |name| target::tree_removal_refusal(open.as_fd(), name, &self.rights);
+            let refusal = |name| target::tree_removal(open.as_fd(), name, &self.rights).err();
             let is_kept = names.iter().any(|(name, _)| refusal(name).is_some());
             return is_kept.then_some(Obstacle::Kept);
         }
@@ -722,13 +722,17 @@ impl DryRun<'_> {
         let mut stale = self.git_caches.stale(dir.as_fd(), self.store, root, self.prefix, options);
         stale.retain(|path| !self.extra.paths.iter().any(|extra| is_within(path, extra)));
         for path in std::mem::take(&mut self.extra.paths).iter().chain(&stale) {
-            if let Some(error) = target::tree_removal_refusal(dir.as_fd(), path, &self.rights) {
-                self.not_deleted(path, &error);
-                continue;
-            }
-            self.report.deleted += 1;
+            let count = match target::tree_removal(dir.as_fd(), path, &self.rights) {
+                Ok(count) => count,
+                Err(error) => {
+                    self.not_deleted(path, &error);
+                    continue;
+                }
+            };
+            self.report.deleted += count;
             let path = self.shown(path);
-            let note = format!("would delete {}", path.displayed());
+            let all = if count > 1 { format!(" ({count} paths)") } else { String::new() };
+            let note = format!("would delete {}{all}", path.displayed());
             self.store.observer().event(Event::Note(note));
         }
         Ok(())

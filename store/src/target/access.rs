@@ -60,26 +60,30 @@ pub(crate) fn removal_refusal(
     source::is_mount_root(dir.as_fd(), name).then(|| Errno::BUSY.into())
 }
 
-/// Returns the error of removing the object at `path` with everything below it.
-pub(crate) fn tree_removal_refusal(
-    root: BorrowedFd<'_>,
-    path: &[u8],
-    rights: &Rights,
-) -> Option<io::Error> {
+/// Returns the number of paths that removing the object at `path` with everything below it removes, or
+/// the error.
+pub(crate) fn tree_removal(root: BorrowedFd<'_>, path: &[u8], rights: &Rights) -> io::Result<u64> {
     if let Some(error) = removal_refusal(root, path, rights) {
-        return Some(error);
+        return Err(error);
     }
     let dir = match source::open_dir_below(root, path) {
         Err(error) if is(&error, Errno::ACCESS) => {
             let (parent, name) = split(path);
-            let above = source::open_below(root, parent, DIR).ok()?;
-            let is_own = source::stat_at(above.as_fd(), name).is_ok_and(|stat| is_own(&stat));
-            return (!is_own).then_some(error);
+            let above = source::open_below(root, parent, DIR);
+            let is_own = above.is_ok_and(|above| {
+                source::stat_at(above.as_fd(), name).is_ok_and(|stat| is_own(&stat))
+            });
+            // What is in it is not known before it is made accessible.
+            return if is_own { Ok(1) } else { Err(error) };
         }
-        dir => dir.ok()?,
+        Err(_) => return Ok(1),
+        Ok(dir) => dir,
     };
-    let names = source::names(dir.as_fd()).ok()?;
-    names.iter().find_map(|(name, _)| tree_removal_refusal(dir.as_fd(), name, rights))
+    let mut count = 1;
+    for (name, _) in source::names(dir.as_fd()).unwrap_or_default() {
+        count += tree_removal(dir.as_fd(), &name, rights)?;
+    }
+    Ok(count)
 }
 
 /// Returns the error of changing mode or times of the object at `path`.
