@@ -198,7 +198,7 @@ fn restore_writes_to_the_requested_target() {
     sandbox.write("content/extra/file", "x");
     sandbox.write("content/readme", "damaged");
     let before = sandbox.run(["restore", &place, "-t", "content", "--delete", "--dry-run"]).ok();
-    assert!(before.stdout.contains("1 path to be deleted"), "{}", before.all_output());
+    assert!(before.stdout.contains("2 paths to be deleted"), "{}", before.all_output());
     assert!(sandbox.has("content/extra/file"));
     assert_eq!(sandbox.read("content/readme"), b"damaged");
     sandbox.run(["restore", &place, "-t", "never", "--dry-run"]).ok();

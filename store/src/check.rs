@@ -11,7 +11,7 @@ mod references;
 use crate::backend;
 use crate::chunks::Chunks;
 use crate::config;
-use crate::entry::{Content, Entry, display_path};
+use crate::entry::{Content, Entry};
 use crate::error::{Error, Result, is_transient};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::index::RowSum;
@@ -815,7 +815,7 @@ impl Check<'_> {
                 Ok(entry) => match self.entry(&entry)? {
                     None => continue,
                     Some(flaw) => {
-                        let path = display_path(&entry.path);
+                        let path = Span::Entry(entry.path.clone()).to_string();
                         Loss { snapshot: *id, path, entries: 1, reason: flaw.to_string() }
                     }
                 },

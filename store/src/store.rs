@@ -909,7 +909,7 @@ impl Opening<'_> {
             Err(error) => {
                 let rows = salvage::rows(self.backend, self.codec, id, len);
                 let found = rows.len();
-                let note = format!("{error}; found {found} intact chunks in it");
+                let note = format!("{error}; intact chunks found in it: {found}");
                 self.observer.event(Event::Warning(note));
                 let kind = segment::SegmentKind::Data;
                 Ok((Segment { id: *id, kind, len, is_healthy: false }, rows))

@@ -512,14 +512,16 @@ impl Span {
 
 impl std::fmt::Display for Span {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Users give paths of this form to other commands.
+        let shown = |path: &[u8]| format!("/{}", display_path(path));
         match self {
-            Span::Entry(path) => write!(out, "{}", display_path(path)),
+            Span::Entry(path) => write!(out, "{}", shown(path)),
             Span::Range { from, until: None } if from.is_empty() => write!(out, "/"),
             Span::Range { from, until: Some(until) } => {
-                write!(out, "{} up to {}", display_path(from), display_path(until))
+                write!(out, "{} up to {}", shown(from), shown(until))
             }
             Span::Range { from, until: None } => {
-                write!(out, "{} and all later paths", display_path(from))
+                write!(out, "{} and all later paths", shown(from))
             }
         }
     }

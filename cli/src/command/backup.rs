@@ -481,6 +481,7 @@ pub fn remarks(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failu
     let removed = match (removed.files, removed.dirs) {
         (0, 0) => String::new(),
         (files, 0) => format!(", {files} removed"),
+        (0, dirs) => format!(", {} removed", count(dirs, "directory")),
         (files, dirs) => format!(", {files} and {} removed", count(dirs, "directory")),
     };
     ui.remark(format!(

@@ -163,6 +163,9 @@ fn level(read_data: ReadData) -> CheckLevel {
     match read_data {
         ReadData::None => CheckLevel::Structure,
         ReadData::All => CheckLevel::Data,
+        ReadData::Part { n: 1, of: 1 } | ReadData::Share { per_million: 1_000_000.., .. } => {
+            CheckLevel::Data
+        }
         ReadData::Part { n, of } => CheckLevel::Part { n, of },
         ReadData::Share { per_million, .. } => CheckLevel::Share { per_million },
     }

@@ -196,8 +196,8 @@ fn disagreement(of: &Disagreement) -> String {
             "{word} {number} is {name} in the snapshot and {here} on this machine: {entries}"
         ),
         None => format!(
-            "{word} {name} has number {number} in the snapshot and {set} on this machine: {entries} \
-             get {set}; --numeric-ids keeps {number}"
+            "{word} {name} has number {number} in the snapshot and {set} on this machine, which is set \
+             for {entries}; --numeric-ids keeps {number}"
         ),
     }
 }
