@@ -169,6 +169,17 @@ fn kill_after(mut run: Run, lines: usize) -> Vec<String> {
     printed
 }
 
+/// Kills a command when it prints a line that begins with these words.
+fn kill_at(run: &mut Run, words: &str) {
+    let command = run.command().stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    let found = output.lines().any(|line| line.expect("text").starts_with(words));
+    child.kill().expect("kills");
+    child.wait().expect("ends");
+    assert!(found, "{words}");
+}
+
 #[test]
 fn a_killed_rebuild_continues_at_every_line() {
     let bench = Bench::new(Builder::new().projects(2));
@@ -195,6 +206,24 @@ fn a_killed_rebuild_continues_at_every_line() {
     assert!(kills > 8, "{kills}");
     if bench.sandbox.path("state/rebuild/forge.json").exists() {
         bench.rebuild(&[]).run().ok();
+    }
+    // A restart of the machine in the middle starts all services.
+    let mut running = bench.rebuild(&["--yes"]);
+    kill_at(&mut running, "5/9");
+    bench.gitlab.ctl(["start"]);
+    let continued = bench.rebuild(&[]).run().ok();
+    let stopped = continued.stdout.lines().find(|line| line.starts_with("4/9")).expect("a line");
+    assert!(stopped.contains("stopped") && stopped.contains("puma"), "{}", continued.stdout);
+    let moved = names(&bench.gitlab.path("etc"));
+    for name in moved.iter().filter(|name| name.starts_with("gitlab.before")).skip(1) {
+        std::fs::remove_dir_all(bench.gitlab.path("etc").join(name)).expect("removes");
+    }
+    for name in [MAIN, CI] {
+        let newest = format!(
+            "select max(datname) from pg_database where datname like '{name}_before_rebuild%'"
+        );
+        let newest = bench.gitlab.postgres.query("postgres", newest);
+        bench.gitlab.postgres.sql("postgres", format!("drop database \"{newest}\""));
     }
     bench.assert_rebuilt(repositories);
     // Only the data of the new machine was moved, and only once.
@@ -383,6 +412,89 @@ fn directories_and_a_database_of_no_product_are_rebuilt() {
     assert_eq!(names(&dir.path().join("srv")), before);
 }
 
+/// Settings of databases hold while their dumps are loaded, and for counting rows.
+#[test]
+fn databases_with_settings_of_their_own_are_rebuilt() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    postgres.sql("postgres", "create database shop");
+    postgres.sql("postgres", "create database archive");
+    postgres.sql("shop", "create schema app; create table app.item (id int)");
+    postgres.sql("shop", "insert into app.item values (1)");
+    postgres.sql("archive", "create table t (id int); insert into t values (1)");
+    postgres.sql("postgres", "alter database shop set search_path = app");
+    postgres.sql("postgres", "alter database archive set default_transaction_read_only = on");
+    let data = dir.path().join("srv/data");
+    std::fs::create_dir_all(&data).expect("directories");
+    std::fs::write(data.join("file"), "content").expect("writes");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n\
+         databases = ['archive', 'shop']\n",
+        data.display(),
+        postgres.socket_dir().display(),
+        postgres.superuser(),
+    );
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    backup(&sandbox).run().ok();
+    let scratch = dir.path().to_str().expect("text");
+    configured(&sandbox, ["drill", "forge", "--scratch", scratch]).run().ok();
+    configured(&sandbox, ["rebuild", "forge", "--yes", "--scratch", scratch]).run().ok();
+    assert_eq!(postgres.query("archive", "select count(*) from t"), "1");
+    assert_eq!(postgres.query("shop", "select count(*) from item"), "1");
+
+    // A role that may not create databases is known before anything changes.
+    postgres.sql("postgres", "create role weak login");
+    let weak = more.replace(postgres.superuser(), "weak");
+    configure_kind(&sandbox, "plain", dir.path(), &weak);
+    let refused = configured(&sandbox, ["rebuild", "forge", "--yes", "--scratch", scratch]);
+    refused.run().fails(1, &["role weak may not create databases", "nothing was changed"]);
+}
+
+/// A Redis that the backup asks for its files, and that the commands of the configuration stop.
+#[test]
+fn a_redis_without_a_part_gets_its_saved_queue() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let redis = dir.path().join("redis");
+    std::fs::create_dir_all(&redis).expect("directories");
+    std::fs::create_dir_all(dir.path().join("data")).expect("directories");
+    std::fs::write(dir.path().join("data/f"), "content").expect("writes");
+    let at = redis.to_str().expect("text");
+    sandbox.write("redis.conf", format!("unixsocket {at}/s\nport 0\ndir {at}\ndaemonize yes\n"));
+    let client = |words: &[&str]| {
+        let socket = format!("{at}/s");
+        let run = sandbox.tool("redis-cli").args(["-s", &socket]).args(words).run();
+        run.ok().stdout.trim().to_owned()
+    };
+    sandbox.write(
+        "control",
+        format!(
+            "case $1 in\nstop) redis-cli -s {at}/s shutdown save ;;\n\
+             start) redis-server {}; until redis-cli -s {at}/s ping; do sleep 0.1; done ;;\nesac\n",
+            sandbox.text("redis.conf")
+        ),
+    );
+    let control = sandbox.text("control");
+    sandbox.tool("sh").args([&control, "start"]).run().ok();
+    client(&["set", "job", "of the snapshot"]);
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n[instances.forge.redis]\nsocket = '{at}/s'\n\
+         [instances.forge.services]\nstop = [{{ command = ['sh', '{control}', 'stop'] }}]\n\
+         start = [{{ command = ['sh', '{control}', 'start'] }}]\n",
+        dir.path().join("data").display(),
+    );
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    backup(&sandbox).run().ok();
+    client(&["set", "job", "later"]);
+    client(&["set", "other", "later"]);
+    configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
+    let found = (client(&["get", "job"]), client(&["get", "other"]));
+    client(&["shutdown", "nosave"]);
+    assert_eq!(found, ("of the snapshot".into(), String::new()));
+}
+
 #[test]
 fn a_gitlab_of_containers_is_rebuilt() {
     need_root();
@@ -424,9 +536,14 @@ fn a_gitlab_in_its_official_container_is_rebuilt() {
     backup(&sandbox).run().ok();
     let secrets = gitlab.root().join("srv/gitlab/config/gitlab-secrets.json");
     std::fs::write(&secrets, "{}").expect("writes");
+    let inode = secrets.parent().expect("a directory").metadata().expect("is there").ino();
     let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
     let text = std::fs::read_to_string(&secrets).expect("reads");
     assert!(text.contains("db_key_base"), "{text}");
+    // The mount of a container follows a directory that is renamed.
+    let config = gitlab.root().join("srv/gitlab/config");
+    assert_eq!(config.metadata().expect("is there").ino(), inode);
+    assert!(names(&config).iter().any(|name| name.starts_with(".before-rebuild-")));
     let asked = gitlab.asked();
     for words in ["gitlab-ctl reconfigure", "gitlab-ctl stop sidekiq", "pg_restore --create"] {
         assert!(asked.contains(words), "{words}: {asked}");

@@ -315,6 +315,11 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             format!("install exactly {then}; GitLab's package repository has all old versions")
         }
         E::OlderServer { then, .. } => format!("install PostgreSQL {then} or newer"),
+        E::MayNotCreate { .. } => {
+            "nothing was changed; set postgres.role of the instance to a superuser, and postgres.user \
+             to the account that connects as that role"
+                .into()
+        }
         E::NoExtension { .. } => {
             "nothing was changed; install the packages of these extensions (for Debian, those of \
              PostgreSQL itself are in postgresql-contrib)"

@@ -187,6 +187,12 @@ pub enum Error {
         /// Major version of the server.
         here: u32,
     },
+    /// The role of an instance may not create databases.
+    #[error("PostgreSQL: role {role} may not create databases")]
+    MayNotCreate {
+        /// Name of the role.
+        role: String,
+    },
     /// The database server lacks extensions that a database of a snapshot needs.
     #[error(
         "database {database} needs extensions that the server here does not have: {extensions}"

@@ -132,6 +132,8 @@ pub struct Rebuilding {
     pub configure: Option<&'static [&'static str]>,
     /// Services that run while databases are loaded.
     pub up: &'static [&'static str],
+    /// True if a container stays up while its files are replaced.
+    pub is_container_up: bool,
     /// True if only the database knows the version: it is compared once the product has run.
     pub is_version_in_database: bool,
     /// Commands that the admin runs at the end. `{rake}` is the program beside `gitlab-ctl`.

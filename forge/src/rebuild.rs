@@ -132,6 +132,10 @@ impl Rebuild<'_, '_> {
         self.preconditions(&rebuilding, &first, &rest)?;
         self.stage(Stage::Configuration, |rebuild| rebuild.files(Stage::Configuration, &first))?;
         self.stage(Stage::Configure, |rebuild| rebuild.configure(Stage::Configure, &rebuilding))?;
+        if self.record.is_done(Stage::Stop) && !self.record.is_done(Stage::Start) && !job.is_dry {
+            // The machine may have restarted since.
+            self.stop_again(&rebuilding)?;
+        }
         self.stage(Stage::Stop, |rebuild| rebuild.stop(&rebuilding))?;
         self.stage(Stage::Files, |rebuild| rebuild.files(Stage::Files, &rest))?;
         self.stage(Stage::Databases, Rebuild::databases)?;
@@ -287,7 +291,7 @@ impl Rebuild<'_, '_> {
             // The configuration of the snapshot may be what the server needs.
             Err(error)
                 if !rebuilding.first.is_empty()
-                    && !matches!(error, Error::OlderServer { .. })
+                    && !matches!(error, Error::OlderServer { .. } | Error::MayNotCreate { .. })
                     && !error.is_interrupted() =>
             {
                 let text = format!("the database server does not answer yet: {error}");

@@ -8,7 +8,7 @@ use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
-use crate::snapshot::is_future;
+use crate::snapshot::{CLOCK_TOLERANCE, is_future};
 use crate::store::Store;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -332,32 +332,44 @@ impl Store {
 
     /// Marks in the index what checks found damaged, and repairs records of which they found one copy
     /// damaged. An index that was made anew has no marks, and other machines have indexes of their
-    /// own. Records from the future, seen from `now`, are ignored.
+    /// own.
+    ///
+    /// A later check of all data that finds a segment intact outweighs the damage. Clocks of other
+    /// machines may differ, and those of checks from the future, seen from `now`, are wrong.
     pub(crate) fn heed_checks(&self, now: Time) -> Result<()> {
         let names = self.names_of_checks(i64::MIN)?;
         let key = blake3::hash(names.join("\n").as_bytes());
         if names.is_empty() || self.index.heeded_checks()?.as_deref() == Some(key.as_bytes()) {
             return Ok(());
         }
-        let (mut segments, mut snapshots) = (HashSet::new(), BTreeSet::new());
+        // For each segment, the newest time and the machine of a record that names it.
+        let mut damaged: HashMap<SegmentId, (i64, String)> = HashMap::new();
+        let mut snapshots = BTreeSet::new();
         // Commands that show the records warn of unreadable ones.
         let records = self.read_check_records(&names)?.into_iter().rev().flatten();
-        let counts = |record: &CheckRecord| {
-            record.kind == CheckKind::Check
+        for record in records.filter(|record| record.kind == CheckKind::Check) {
+            let is_good = record.level == CheckLevel::Data
                 && record.result != CheckResult::Failed
-                && !is_future(record.started, now)
-        };
-        for record in records.filter(counts) {
-            if record.level == CheckLevel::Data {
-                segments.clear();
+                && !is_future(record.started, now);
+            if is_good {
+                damaged.retain(|_, (time, host)| {
+                    let tolerance = if *host == record.host { 0 } else { CLOCK_TOLERANCE };
+                    time.saturating_add(tolerance) > record.started
+                });
             }
-            segments.extend(record.damaged_segments);
+            let found = (record.started, record.host);
+            damaged.extend(record.damaged_segments.into_iter().map(|id| (id, found.clone())));
             snapshots.extend(record.damaged_records);
         }
         for id in snapshots {
             self.mend_record(&id);
         }
-        self.index.heed_checks(key.as_bytes(), &segments)
+        let damaged: HashSet<SegmentId> = damaged.into_keys().collect();
+        if self.index.mark_damaged(&damaged)? {
+            // A new index may locate chunks there that another segment has as well.
+            self.locate_again()?;
+        }
+        self.index.set_heeded_checks(key.as_bytes())
     }
 }
 

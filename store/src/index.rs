@@ -516,19 +516,29 @@ impl Index {
         })
     }
 
-    /// Marks segments as damaged, like [`Index::set_damaged`], by a set of check records of this name.
-    pub fn heed_checks(&self, name: &[u8], damaged: &HashSet<SegmentId>) -> Result<()> {
+    /// Marks segments as damaged, like [`Index::set_damaged`]. Returns true if one was not marked.
+    pub fn mark_damaged(&self, segments: &HashSet<SegmentId>) -> Result<bool> {
         self.change(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut marked = 0;
-            for segment in damaged {
+            for segment in segments {
                 let mark = "UPDATE segments SET healthy = 0 WHERE name = ?1 AND healthy = 1";
                 marked += transaction.execute(mark, [segment.as_bytes()])?;
             }
             if marked > 0 {
                 transaction.execute("DELETE FROM whole", [])?;
             }
+            transaction.commit()?;
+            Ok(marked > 0)
+        })
+    }
+
+    /// Sets the name of the set of check records whose damage is marked here.
+    pub fn set_heeded_checks(&self, name: &[u8]) -> Result<()> {
+        self.change(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             transaction.execute("DELETE FROM heeded", [])?;
             transaction.execute("INSERT INTO heeded (checks) VALUES (?1)", [name])?;
             Ok(transaction.commit()?)

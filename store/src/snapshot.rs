@@ -272,7 +272,7 @@ pub struct Statistics {
 }
 
 /// Maximum lead of another machine's clock over this one, in seconds.
-const CLOCK_TOLERANCE: i64 = 10 * 60;
+pub(crate) const CLOCK_TOLERANCE: i64 = 10 * 60;
 
 /// Returns true if a snapshot that starts at this second is from the future, see
 /// [`Snapshot::is_from_future`].

@@ -442,6 +442,19 @@ impl Store {
         }
     }
 
+    /// Reads the tables of all healthy segments again, so that the index locates no chunk in a damaged
+    /// segment that a healthy one has.
+    pub(crate) fn locate_again(&self) -> Result<()> {
+        for segment in self.index.segments()?.into_iter().filter(|segment| segment.is_healthy) {
+            self.observer.progress().check()?;
+            // One that cannot be read now keeps its rows.
+            if let Ok(table) = read_table(&*self.backend, &segment.id, segment.len) {
+                self.index.add(&segment, &table.rows)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the locations of a chunk in the tables of all segments, those in healthy segments
     /// first. `is_indexed` is true if the index has the chunk.
     fn copies(&self, id: &ChunkId, is_indexed: bool) -> Result<Vec<Location>> {

@@ -64,7 +64,11 @@ impl Kind for DockerGitlab {
     fn rebuilding(&self) -> Rebuilding {
         Rebuilding {
             first: &["compose", "secrets"],
-            left: &["docker compose run --rm gitlab app:rake gitlab:check"],
+            // A container keeps the keys with which it was created.
+            left: &[
+                "docker compose up -d --force-recreate",
+                "docker compose run --rm gitlab app:rake gitlab:check",
+            ],
             ..Rebuilding::default()
         }
     }

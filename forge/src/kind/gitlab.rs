@@ -69,6 +69,7 @@ impl Kind for Gitlab {
             remade: &["generated"],
             configure: Some(&["reconfigure"]),
             up: &["postgresql"],
+            is_container_up: false,
             is_version_in_database: false,
             left: &[
                 "{rake} gitlab:check SANITIZE=true",

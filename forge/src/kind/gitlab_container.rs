@@ -99,7 +99,8 @@ impl Kind for GitlabContainer {
 
     fn rebuilding(&self) -> Rebuilding {
         let of_package = Gitlab.rebuilding();
-        Rebuilding { first: &["compose", "secrets", "gitlab.rb", "config"], ..of_package }
+        let first = &["compose", "secrets", "gitlab.rb", "config"];
+        Rebuilding { first, is_container_up: true, ..of_package }
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

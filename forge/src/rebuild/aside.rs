@@ -3,7 +3,7 @@
 use super::record::{Aside, Record};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::mounts::{self, MountPoint, Place};
+use crate::mounts::{self, Place};
 use crate::set_aside;
 use crate::view::shown;
 use std::ffi::OsStr;
@@ -24,17 +24,20 @@ fn is_kept(name: &OsStr) -> bool {
     name == LOST_AND_FOUND || set_aside::is_name(name)
 }
 
-/// Plans to move what is at a path. There is nothing to move if nothing is there, or only
+/// Plans to move what is at a path; `volumes` count as mount points. There is nothing to move if nothing is there, or only
 /// directories, which a package makes. Mount points stay where they are: their content moves within
 /// them, also if they are below the path. The directories `kept` stay as they are.
 pub fn plan(
     path: &Path,
     suffix: &str,
     kept: &[PathBuf],
+    volumes: &[PathBuf],
     progress: &Progress,
 ) -> Result<Vec<Aside>> {
     let mut planned = Vec::new();
-    let fixed = Fixed { mounts: &mounts::all()?, kept };
+    let mounts = mounts::all()?.into_iter().map(|mount| mount.path);
+    let mounts: Vec<PathBuf> = mounts.chain(volumes.iter().cloned()).collect();
+    let fixed = Fixed { mounts: &mounts, kept };
     add(path, fixed, suffix, progress, &mut planned)?;
     Ok(planned)
 }
@@ -69,7 +72,7 @@ pub fn spared_below(
 #[derive(Clone, Copy)]
 struct Fixed<'a> {
     /// Mount points, whose content moves.
-    mounts: &'a [MountPoint],
+    mounts: &'a [PathBuf],
     /// Directories that stay as they are.
     kept: &'a [PathBuf],
 }
@@ -128,9 +131,9 @@ fn add(
 
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
 /// the mount along.
-fn stays(path: &Path, mounts: &[MountPoint]) -> bool {
+fn stays(path: &Path, mounts: &[PathBuf]) -> bool {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    mounts.iter().any(|mount| mount.path.starts_with(&real))
+    mounts.iter().any(|mount| mount.starts_with(&real))
 }
 
 /// Makes the recorded moves that are not made yet.
@@ -246,7 +249,7 @@ mod tests {
         std::fs::write(data.join("inner/old"), "old").expect("writes");
         std::fs::write(&file, "old").expect("writes");
         let progress = Progress::default();
-        let of = |path: &Path| plan(path, "before-1", &[], &progress).expect("plans");
+        let of = |path: &Path| plan(path, "before-1", &[], &[], &progress).expect("plans");
         assert_eq!(of(&dir.path().join("absent")), []);
         assert_eq!(of(&bare), []);
         let mut record = record(dir.path());
@@ -282,7 +285,8 @@ mod tests {
         assert!(older.join("f").exists());
         assert!(!has_content(dir.path(), &[], &Progress::default()).expect("looks"));
         assert!(dir.path().join(LOST_AND_FOUND).exists());
-        let mounts = mounts::all().expect("reads");
+        let mounts = mounts::all().expect("reads").into_iter().map(|mount| mount.path);
+        let mounts: Vec<PathBuf> = mounts.collect();
         assert!(stays(Path::new("/proc"), &mounts) && stays(Path::new("/"), &mounts));
         assert!(!stays(dir.path(), &mounts));
     }
@@ -300,6 +304,7 @@ mod tests {
             &dir.path().join("a"),
             &set_aside::suffix("20260102T030405Z"),
             std::slice::from_ref(&skipped),
+            &[],
             &progress,
         );
         record.begin(Stage::Files, planned.expect("plans")).expect("records");

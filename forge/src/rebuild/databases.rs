@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 use crate::manifest::{DIR, Dumped, Manifest};
 use crate::process::{Command, Patience, Stdin};
 use crate::service::Reach;
-use crate::service::postgres::{Connection, MAINTENANCE, Server, identifier, literal};
+use crate::service::postgres::{
+    Connection, LOAD_OPTIONS, MAINTENANCE, Server, identifier, literal,
+};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -80,14 +82,7 @@ impl<'a> Loader<'a> {
                      from pg_roles where rolname = current_user";
         let role: Role = connection.one(query)?;
         if !role.may_create {
-            return Err(Error::Service {
-                service: "PostgreSQL".into(),
-                reason: format!(
-                    "role {} may not create databases; set postgres.role of the instance to a \
-                     superuser, and postgres.user to the account that connects as that role",
-                    role.name
-                ),
-            });
+            return Err(Error::MayNotCreate { role: role.name });
         }
         let client = server.client(here, progress)?;
         let instance = &manifest.instance;
@@ -199,20 +194,25 @@ impl<'a> Loader<'a> {
             let create = format!("create database {} template template0", identifier(name));
             self.server.connect(beside(name), self.progress)?.execute(&create)?;
             let words = ["--no-psqlrc", "--quiet", "--output=/dev/null", "--file=-"];
-            return self.load_from(self.server.tool(&self.client, "psql", &words, name)?, entry);
+            return self.load_from(self.loading("psql", &words, name)?, entry);
         }
         // The dump creates the database with its owner, encoding and settings.
         let mut words = vec!["--create"];
         let Some(file) = self.file(entry)? else {
-            let command = self.server.tool(&self.client, "pg_restore", &words, beside(name))?;
-            return self.load_from(command, entry);
+            return self.load_from(self.loading("pg_restore", &words, beside(name))?, entry);
         };
         let jobs =
             format!("--jobs={}", std::thread::available_parallelism().map_or(1, usize::from));
         words.extend([&jobs[..], file.argument()]);
-        let command = self.server.tool(&self.client, "pg_restore", &words, beside(name))?;
+        let command = self.loading("pg_restore", &words, beside(name))?;
         let output = with_errors(command).within(LIMIT).output(self.progress)?;
         Ok(Loaded::parse(&String::from_utf8_lossy(&output)))
+    }
+
+    /// Returns a command that loads into a database.
+    fn loading(&self, program: &str, words: &[&str], database: &str) -> Result<Command> {
+        let command = self.server.tool(&self.client, program, words, database)?;
+        Ok(command.env("PGOPTIONS", LOAD_OPTIONS))
     }
 
     /// Puts a dump into a file that the client can read, so that it can load tables in parallel.

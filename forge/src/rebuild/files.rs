@@ -4,7 +4,9 @@ use super::aside;
 use super::record::Aside;
 use super::{Job, shown_paths};
 use crate::error::{Error, Result};
+use crate::kind::Site;
 use crate::links;
+use crate::overrides;
 use crate::plan::{Part, is_trusted};
 use crate::view::shown;
 use rustix::fs::{Access, access};
@@ -77,6 +79,21 @@ impl Files {
         Files { paths, links }
     }
 
+    /// Returns those of some paths that the snapshot has.
+    pub fn there(job: &Job<'_>, mut paths: Vec<PathBuf>) -> Files {
+        let root = job.snapshot.root.chunk();
+        let is_there = |path: &PathBuf| {
+            TreeReader::within(&root, &tree_path(path), job.store).next().is_some()
+        };
+        paths.retain(is_there);
+        Files { paths, links: Vec::new() }
+    }
+
+    /// Returns the directory of the first path.
+    pub fn dir(&self) -> Option<&Path> {
+        self.paths.first()?.parent()
+    }
+
     /// Returns true if there is nothing to restore.
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
@@ -92,6 +109,7 @@ impl Files {
         let progress = job.store.observer().progress();
         let named = job.snapshot.paths.iter().map(|path| tree_path(&absolute(path)));
         let spared = Spared::of(&job.snapshot.excludes, &job.snapshot.skipped, named)?;
+        let volumes = volumes(job);
         let is_product = crate::kind::find(&job.manifest.kind).is_none_or(|kind| kind.is_product());
         let plan = |path: &PathBuf| {
             let real = place(job, path)?;
@@ -100,7 +118,7 @@ impl Files {
                 true => Vec::new(),
                 false => aside::spared_below(&real, path, &spared, progress)?,
             };
-            aside::plan(&real, suffix, &kept, progress)
+            aside::plan(&real, suffix, &kept, &volumes, progress)
         };
         let planned = self.paths.iter().map(plan);
         Ok(planned.collect::<Result<Vec<_>>>()?.concat())
@@ -186,6 +204,21 @@ impl Files {
 /// Formats a number of bytes.
 pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Returns the volumes of a container that stays up. Its mounts follow a directory that is renamed.
+fn volumes(job: &Job<'_>) -> Vec<PathBuf> {
+    let Job { instance, settings, store, .. } = *job;
+    let kind = crate::kind::find(&settings.kind);
+    if !kind.is_some_and(|kind| kind.rebuilding().is_container_up) {
+        return Vec::new();
+    }
+    let progress = store.observer().progress();
+    let site = Site { instance, settings, progress, is_offline: true };
+    // Without a plan, there is no running container yet.
+    let plan = overrides::plan(&site);
+    let volumes = plan.map(|(plan, _)| plan.volumes).unwrap_or_default();
+    volumes.into_iter().map(|path| path.canonicalize().unwrap_or(path)).collect()
 }
 
 /// Returns the place of a path of the tree.

@@ -74,6 +74,29 @@ impl Rebuild<'_, '_> {
         Ok(())
     }
 
+    /// Stops what runs again since an earlier call stopped it.
+    pub fn stop_again(&mut self, rebuilding: &Rebuilding) -> Result<()> {
+        let (plan, _) = self.plan()?;
+        match &plan.control {
+            // Services that are down may refuse to be stopped.
+            Control::Commands { stop, .. } => {
+                let progress = self.job.store.observer().progress();
+                for step in stop {
+                    match step.command.output(progress) {
+                        Err(error) if !error.is_interrupted() => {
+                            let text = format!("{}: {error}", step.command.shown());
+                            self.job.store.observer().event(Event::Warning(text));
+                        }
+                        done => drop(done?),
+                    }
+                }
+                Ok(())
+            }
+            Control::Nothing => Ok(()),
+            Control::Supervised(_) => self.stop(rebuilding),
+        }
+    }
+
     /// Keeps the container program from starting containers by itself, such as after a restart of the
     /// machine.
     fn hold_policies(&mut self, supervisor: &Supervisor, names: &[String]) -> Result<()> {
@@ -112,7 +135,11 @@ impl Rebuild<'_, '_> {
             return Ok(());
         };
         let progress = job.store.observer().progress();
-        let saved = Files::of(job, |part| part.phase == Phase::RedisFiles);
+        let mut saved = Files::of(job, |part| part.phase == Phase::RedisFiles);
+        if let (true, Some(known)) = (saved.is_empty(), &job.manifest.redis) {
+            // A server without a part: the backup asked it for its files.
+            saved = Files::there(job, redis.files(known, plan.redis_dir()));
+        }
         let is_up = redis.expect_access(progress).is_ok();
         let is_ours = job.is_dry || !is_up;
         if !is_ours {
@@ -149,14 +176,14 @@ impl Rebuild<'_, '_> {
             return Ok(());
         }
         let suffix = self.record.suffix().to_owned();
-        let dir = plan.redis_dir();
+        let dir = plan.redis_dir().or_else(|| saved.dir()).map(Path::to_owned);
         let files: Vec<PathBuf> =
             dir.into_iter().flat_map(|dir| FILES.map(|name| dir.join(name))).collect();
         if !self.record.is_begun(Stage::Redis) {
             let mut planned = saved.asides(job, &suffix)?;
             for path in &files {
                 if !planned.iter().any(|known| known.from == *path) {
-                    planned.extend(aside::plan(path, &suffix, &[], progress)?);
+                    planned.extend(aside::plan(path, &suffix, &[], &[], progress)?);
                 }
             }
             self.record.begin(Stage::Redis, planned)?;
@@ -187,7 +214,8 @@ impl Rebuild<'_, '_> {
             return Err(Error::Missing { part: "redis".into(), reason: absent });
         }
         for from in files {
-            let Some(aside) = aside::plan(&from, self.record.suffix(), &[], progress)?.pop() else {
+            let Some(aside) = aside::plan(&from, self.record.suffix(), &[], &[], progress)?.pop()
+            else {
                 continue;
             };
             let copied = std::fs::copy(&from, &aside.to);

@@ -30,6 +30,9 @@ pub const VARIABLES: &[&str] = &["PGPASSWORD", "PGCONNECT_TIMEOUT", "PGAPPNAME",
 /// statements after a minute. A pooler does not pass on unknown options, so the last one detects a
 /// pooler.
 const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c forgekeep.direct=on";
+/// The same for loading, also into a database that its settings make read-only.
+pub const LOAD_OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c forgekeep.direct=on \
+                                -c default_transaction_read_only=off";
 /// Error text of a pooler that rejects such options.
 const NO_OPTIONS: &str = "unsupported startup parameter";
 /// Error texts of a server, or of a pooler, that has no free connection.
@@ -516,14 +519,18 @@ impl<'a> Connection<'a> {
         Ok(exported.name)
     }
 
-    /// Counts the rows of every table.
+    /// Counts the rows of every table. The names do not depend on the search path: those of the schema
+    /// `public` stand alone.
     pub fn count_rows(&mut self) -> Result<Vec<Rows>> {
         // The first query generates the counting queries.
         self.execute_and_read(
-            "select format('select json_build_object(''table'', %L, ''rows'', count(*)) from %s', \
-             c.oid::regclass, c.oid::regclass) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-             where c.relkind = 'r' and c.relpersistence = 'p' \
-             and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by c.oid::regclass::text \\gexec",
+            "select format('select json_build_object(''table'', %L, ''rows'', count(*)) from %I.%I', \
+             t.name, t.nspname, t.relname) from (select n.nspname, c.relname, \
+             case n.nspname when 'public' then '' else quote_ident(n.nspname) || '.' end \
+             || quote_ident(c.relname) as name \
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.relkind = 'r' and c.relpersistence = 'p' and n.nspname !~ '^pg_' \
+             and n.nspname <> 'information_schema') t order by t.name \\gexec",
         )
     }
 
