@@ -36,6 +36,8 @@ pub mod entry;
 
 pub mod snapshot;
 
+pub mod retention;
+
 pub mod index;
 pub mod lock;
 
