@@ -86,6 +86,14 @@ pub enum Error {
         /// Error of the system.
         source: io::Error,
     },
+    /// Deleting a file of the store failed.
+    #[error("cannot delete {name} of the store: {source}")]
+    StoreRemove {
+        /// File name relative to the store.
+        name: String,
+        /// Error of the system.
+        source: io::Error,
+    },
     /// A file of the store was written and renamed, but the new name is not durable.
     #[error(
         "{name} of the store may not survive a power loss: cannot sync its directory: {source}"
@@ -151,6 +159,20 @@ pub enum Error {
         id: SnapshotId,
         /// The fault.
         reason: String,
+    },
+    /// The snapshot was deleted while it was used.
+    #[error("snapshot {} was forgotten meanwhile", .0.short())]
+    Forgotten(SnapshotId),
+    /// The snapshot must not be deleted.
+    #[error("snapshot {} is pinned", .0.short())]
+    Pinned(SnapshotId),
+    /// The snapshot must not be deleted, because no other complete one has its source.
+    #[error("snapshot {} is the last complete one of {source_name}", id.short())]
+    LastComplete {
+        /// Id of the snapshot.
+        id: SnapshotId,
+        /// Its instance or its paths, with the machine, for display.
+        source_name: String,
     },
     /// A restore would write into the store.
     #[error("a restore into {} would write into the store at {}", target.displayed(), store.displayed())]

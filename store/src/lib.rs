@@ -57,7 +57,11 @@ pub mod store;
 
 pub mod records;
 
+pub mod annotations;
+
 pub mod check_record;
+
+pub mod forget;
 
 pub mod packer;
 

@@ -82,3 +82,6 @@ pub const INLINE_BYTES_MAX: usize = 512;
 
 /// Maximum size in bytes of `store.json`, of a snapshot record, and of the record of a check.
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
+
+/// Maximum size in bytes of an added tag.
+pub const TAG_BYTES_MAX: usize = 64 << 10;

@@ -34,14 +34,20 @@ impl Iterator for Records<'_> {
         if let Some(error) = self.errors.next() {
             return Some(Err(error));
         }
-        let header = self.left.pop()?;
-        let id = header.position.id;
-        Some(self.store.read_record(&header).map(|(snapshot, is_whole)| {
-            if self.mend && !is_whole {
-                self.store.mend_record(&id);
-            }
-            (id, snapshot)
-        }))
+        loop {
+            let header = self.left.pop()?;
+            let id = header.position.id;
+            return Some(match self.store.read_record(&header) {
+                Ok((snapshot, is_whole)) => {
+                    if self.mend && !is_whole {
+                        self.store.mend_record(&id);
+                    }
+                    Ok((id, snapshot))
+                }
+                Err(error) if self.store.was_forgotten(&id, &error) => continue,
+                Err(error) => Err(error),
+            });
+        }
     }
 }
 
@@ -75,6 +81,7 @@ impl Store {
         for id in listed.into_iter().filter(|id| !known.contains(id)) {
             match self.snapshot(&id) {
                 Ok(snapshot) => new.push(Header::of(id, &snapshot)),
+                Err(error) if self.was_forgotten(&id, &error) => {}
                 Err(error) => errors.push(error),
             }
         }
@@ -122,6 +129,14 @@ impl Store {
     /// Returns the ids of all snapshots, including damaged ones.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         snapshot::list(&*self.backend)
+    }
+
+    /// Returns true if a record could not be read because it was deleted since it was listed.
+    pub(crate) fn was_forgotten(&self, id: &SnapshotId, error: &Error) -> bool {
+        let is_missing = matches!(
+            error, Error::StoreRead { source, .. } if source.kind() == std::io::ErrorKind::NotFound
+        );
+        is_missing && self.snapshot_ids().is_ok_and(|listed| listed.binary_search(id).is_err())
     }
 
     /// Returns the record of a snapshot with this header.

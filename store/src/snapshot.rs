@@ -135,6 +135,15 @@ pub struct SnapshotSource {
     pub paths: Vec<ByteVec>,
 }
 
+impl SnapshotSource {
+    /// Returns the origin of the series that a snapshot continues: the same instance of a machine,
+    /// whose paths may change, or the same paths.
+    pub fn series(&self) -> SnapshotSource {
+        let paths = if self.instance.is_some() { Vec::new() } else { self.paths.clone() };
+        SnapshotSource { instance: self.instance.clone(), host: self.host.clone(), paths }
+    }
+}
+
 /// A point in time within a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(array)]

@@ -81,7 +81,8 @@ impl Index {
         })
     }
 
-    /// Removes headers and adds others, in one transaction.
+    /// Removes headers and adds others, in one transaction. A snapshot that is gone does not stay
+    /// whole: its chunks may go.
     pub fn change_headers(&self, gone: &[Header], new: &[Header]) -> Result<()> {
         self.with(|connection| {
             let transaction =
@@ -90,8 +91,11 @@ impl Index {
                 let mut delete = transaction.prepare_cached(
                     "DELETE FROM records WHERE seconds = ?1 AND nanoseconds = ?2 AND id = ?3",
                 )?;
+                let mut not_whole =
+                    transaction.prepare_cached("DELETE FROM whole WHERE snapshot = ?1")?;
                 for Header { position: Position { seconds, nanoseconds, id }, .. } in gone {
                     delete.execute(params![seconds, nanoseconds, id.as_bytes()])?;
+                    not_whole.execute([id.as_bytes()])?;
                 }
                 let mut insert = transaction
                     .prepare_cached("INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5)")?;
