@@ -72,6 +72,7 @@ fn documented_constants_match_the_code() {
         ("RECIPE_EXTENTS_MAX", limits::RECIPE_EXTENTS_MAX.to_string()),
         ("RECIPE_COLUMNS_MAX", limits::RECIPE_COLUMNS_MAX.to_string()),
         ("INLINE_BYTES_MAX", limits::INLINE_BYTES_MAX.to_string()),
+        ("TAG_BYTES_MAX", limits::TAG_BYTES_MAX.to_string()),
         ("RECORD_BYTES_MAX", limits::RECORD_BYTES_MAX.to_string()),
     ]
     .into();

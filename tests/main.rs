@@ -20,6 +20,8 @@ mod drill;
 mod faults;
 /// A restore reproduces everything that a file system stores.
 mod fidelity;
+/// Retention: rules, named snapshots, pins and tags.
+mod forget;
 /// `docs/format.md` and `docs/restore.py` against the code.
 mod format;
 /// A GitLab in a container of its official image.

@@ -9,6 +9,7 @@ mod diff;
 mod drill;
 mod dump;
 mod find;
+mod forget;
 mod in_place;
 mod index;
 mod init;
@@ -19,6 +20,7 @@ mod ls;
 mod man;
 mod notify;
 mod owner_options;
+mod pin;
 mod projects;
 mod rebuild;
 mod recover;
@@ -28,6 +30,8 @@ mod restore;
 mod schedule;
 mod snapshots;
 mod stats;
+mod tag;
+mod unpin;
 
 use crate::exit::{CODES, Failure, with_hint};
 use crate::selector::GRAMMAR;
@@ -173,12 +177,29 @@ fn open(
     }
 }
 
+/// Opens an existing store, to change its snapshots.
+fn open_to_change(
+    place: &Path,
+    ui: &Ui,
+    purpose: Purpose,
+    what: &'static str,
+) -> Result<(Store, Arc<Watch>), Failure> {
+    match open(place, ui, purpose, what) {
+        Err(Failure::Store(error @ store::Error::NoStore(_))) => Err(Failure::NothingToRead(error)),
+        opened => opened,
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Init(init::Init),
     Backup(backup::Backup),
     Snapshots(snapshots::Snapshots),
+    Forget(forget::Forget),
+    Pin(pin::Pin),
+    Unpin(unpin::Unpin),
+    Tag(tag::Tag),
     Ls(ls::Ls),
     Find(find::Find),
     Diff(diff::Diff),
@@ -232,6 +253,10 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Init(command) => command.run(global, ui),
         Command::Backup(command) => command.run(global, ui),
         Command::Snapshots(command) => command.run(global, ui),
+        Command::Forget(command) => command.run(global, ui),
+        Command::Pin(command) => command.run(global, ui),
+        Command::Unpin(command) => command.run(global, ui),
+        Command::Tag(command) => command.run(global, ui),
         Command::Ls(command) => command.run(global, ui),
         Command::Find(command) => command.run(global, ui),
         Command::Diff(command) => command.run(global, ui),

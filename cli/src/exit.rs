@@ -192,7 +192,15 @@ fn hint(error: &Error) -> Option<String> {
         Error::StoreWrite { source, .. } if is_read_only(source) => {
             "the file system is read-only: mount it writable, or only read the store".into()
         }
-        Error::StoreRead { source, .. } | Error::StoreWrite { source, .. } if is_denied(source) => {
+        Error::StoreRemove { source, .. } if is_read_only(source) => {
+            "the file system is read-only: mount it writable, then run the same command again"
+                .into()
+        }
+        Error::StoreRead { source, .. }
+        | Error::StoreWrite { source, .. }
+        | Error::StoreRemove { source, .. }
+            if is_denied(source) =>
+        {
             "run the command as the user who owns the store".into()
         }
         Error::StoreWrite { name, source } if is_in_the_way(source) => {
@@ -203,6 +211,17 @@ fn hint(error: &Error) -> Option<String> {
         Error::StoreRead { .. } | Error::StoreWrite { .. } => {
             "check the disk and the permissions of the store, then run the same command again"
                 .into()
+        }
+        Error::StoreRemove { .. } => {
+            "check the disk, then run the same command again: it goes on with what is left".into()
+        }
+        Error::Forgotten(_) => "`forgekeep snapshots` lists the others".into(),
+        Error::Pinned(id) => {
+            let id = id.short();
+            format!("nothing more was deleted; `forgekeep unpin {id}` removes the pin")
+        }
+        Error::LastComplete { .. } => {
+            "nothing was deleted; make another backup first, or delete the whole store".into()
         }
         Error::ConfigDamaged(_) => {
             "restore store.json from a copy of the store; the segments are not affected".into()

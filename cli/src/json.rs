@@ -59,6 +59,8 @@ lines! {
     "drill" "summary" DrillSummary<'_>,
     "find" "match" Match,
     "find" "summary" FindSummary,
+    "forget" "decision" ForgetDecision<'_>,
+    "forget" "summary" ForgetSummary<'_>,
     "index rebuild" "summary" IndexSummary,
     "init" "initialized" Initialized<'_>,
     "inspect" "summary" InspectSummary<'_>,
@@ -66,6 +68,7 @@ lines! {
     "ls" "node" Node,
     "ls" "summary" LsSummary,
     "notify test" "notified" Notified<'_>,
+    "pin, unpin, tag" "annotated" Annotated<'_>,
     "projects" "project" ProjectLine<'_>,
     "projects" "summary" ProjectSummary,
     "rebuild" "stage" RebuildStage<'_>,
@@ -843,8 +846,10 @@ pub struct SnapshotLine<'a> {
     pub hostname: &'a str,
     /// Name of the user who ran the backup.
     pub username: &'a str,
-    /// Labels.
+    /// Labels: those of the backup, and those that were added since.
     pub tags: &'a [String],
+    /// True if the snapshot is pinned: `forget` never deletes it.
+    pub is_pinned: bool,
     /// Patterns that the user excluded.
     pub excludes: &'a [String],
     /// Chunk id of the root page of the tree.
@@ -909,6 +914,80 @@ pub struct SnapshotChecked {
     pub level: &'static str,
     /// Start of that examination (RFC 3339, UTC).
     pub time: String,
+}
+
+/// A snapshot that stays or goes.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ForgetDecision<'a> {
+    /// Path of the store.
+    pub store: &'a str,
+    /// Id of the snapshot.
+    pub id: String,
+    /// First digits of the id.
+    pub short_id: String,
+    /// Start of the backup (RFC 3339, UTC).
+    pub time: String,
+    /// Day of the start in the time zone of this machine, by which rules count.
+    pub day: String,
+    /// Name of the machine.
+    pub hostname: &'a str,
+    /// Name of the instance, if this is the backup of one.
+    pub instance: Option<&'a str>,
+    /// Source paths. Bytes that are not UTF-8 are escaped.
+    pub paths: Vec<String>,
+    /// Labels.
+    pub tags: &'a [String],
+    /// True if the snapshot counts for rules.
+    pub counts: bool,
+    /// True if it stays.
+    pub stays: bool,
+    /// Reasons why it stays; empty if it goes.
+    pub reasons: Vec<KeepReason>,
+}
+
+/// Reason why a snapshot stays.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct KeepReason {
+    /// Name of the reason: `last`, `hourly`, `daily`, `weekly`, `monthly`, `yearly`, `within`, `tag`,
+    /// `pinned`, `newest` (the newest complete one), `nothing-newer` (incomplete, and no complete one
+    /// is newer), `future`, `wrong-time` or `unknown-tags`.
+    pub reason: &'static str,
+    /// Place among the snapshots that the rule keeps, from 1; null for reasons without a number.
+    pub place: Option<usize>,
+    /// Number of the rule; null if it is unlimited, and for reasons without a number.
+    pub of: Option<u32>,
+    /// Text for people.
+    pub text: String,
+}
+
+/// Result of forgetting snapshots of a store.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ForgetSummary<'a> {
+    /// Path of the store.
+    pub store: &'a str,
+    /// True if nothing was deleted because of `--dry-run`.
+    pub dry_run: bool,
+    /// Number of snapshots that were considered.
+    pub snapshots: usize,
+    /// Number of those that stay.
+    pub stay: usize,
+    /// Number of deleted snapshots, or of those that a dry run would delete.
+    pub forgotten: u64,
+}
+
+/// A snapshot whose pin or tags were to be changed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Annotated<'a> {
+    /// Path of the store.
+    pub store: &'a str,
+    /// Id of the snapshot.
+    pub id: String,
+    /// True if something changed.
+    pub changed: bool,
+    /// True if the snapshot is pinned now.
+    pub is_pinned: bool,
+    /// Its tags now.
+    pub tags: &'a [String],
 }
 
 /// Sizes of the store and of the selected snapshots.
@@ -1030,7 +1109,7 @@ impl SnapshotCheck {
 }
 
 impl<'a> SnapshotLine<'a> {
-    /// Describes a snapshot.
+    /// Describes a snapshot with the tags of its backup, not pinned.
     pub fn of(
         store: &'a str,
         id: &SnapshotId,
@@ -1046,6 +1125,7 @@ impl<'a> SnapshotLine<'a> {
             hostname: &snapshot.host,
             username: &snapshot.user,
             tags: &snapshot.tags,
+            is_pinned: false,
             excludes: &snapshot.excludes,
             tree: snapshot.root.chunk().to_string(),
             parent: snapshot.parent.map(|id| id.snapshot().to_string()),

@@ -52,6 +52,11 @@ pub fn local_time(time: Time) -> String {
     timestamp(time).to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
+/// Returns the civil time in the zone of this machine.
+pub fn civil_time(time: Time) -> jiff::civil::DateTime {
+    timestamp(time).to_zoned(jiff::tz::TimeZone::system()).datetime()
+}
+
 /// Returns the first second of a day in the zone of this machine, and that of the next day, since
 /// 1970.
 pub fn seconds_of_day(day: jiff::civil::Date) -> Range<i64> {

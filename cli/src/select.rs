@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use store::annotations::Annotations;
 use store::entry::{Time, display_path, is_within};
 use store::id::{ChunkId, SnapshotId};
 use store::index::{Header, Position};
@@ -91,8 +92,9 @@ impl Filter {
             && (self.path.is_empty() || self.path.iter().any(is_any))
     }
 
-    fn has(&self, header: &Header) -> bool {
-        self.matches(&header.source, &header.tags)
+    fn has(&self, header: &Header, annotations: &Annotations) -> bool {
+        let tags = annotations.tags(&header.position.id, &header.tags);
+        self.matches(&header.source, &tags)
     }
 
     /// Returns true if its paths are exactly the source paths.
@@ -142,9 +144,10 @@ impl ListFilter {
         }
     }
 
-    fn has(&self, header: &Header) -> bool {
+    fn has(&self, header: &Header, annotations: &Annotations) -> bool {
         let is_named = |name: &String| header.source.instance.as_ref() == Some(name);
-        (self.instance.is_empty() || self.instance.iter().any(is_named)) && self.others.has(header)
+        (self.instance.is_empty() || self.instance.iter().any(is_named))
+            && self.others.has(header, annotations)
     }
 }
 
@@ -166,10 +169,35 @@ pub struct Selection {
     pub is_sure: bool,
 }
 
+/// Returns the tags and pins of all snapshots, and true if all of them could be read. Warns of the
+/// others.
+pub fn annotations(store: &Store) -> Result<(Annotations, bool), Failure> {
+    let (annotations, errors) = store.annotations()?;
+    for error in &errors {
+        store.observer().event(Event::Warning(format!("{error}; a snapshot may lack a tag")));
+    }
+    Ok((annotations, errors.is_empty()))
+}
+
 /// Returns all readable snapshots that match. Warns about damaged ones.
 pub fn snapshots(store: &Store, filter: &ListFilter) -> Result<Selection, Failure> {
+    let (annotations, is_sure) = match filter.others.tag.is_empty() {
+        true => (Annotations::default(), true),
+        false => annotations(store)?,
+    };
+    let mut selection = annotated(store, filter, &annotations)?;
+    selection.is_sure &= is_sure;
+    Ok(selection)
+}
+
+/// Like [`snapshots`], with tags that were read before.
+pub fn annotated(
+    store: &Store,
+    filter: &ListFilter,
+    annotations: &Annotations,
+) -> Result<Selection, Failure> {
     let mut records = store.records()?;
-    records.retain(|header| filter.has(header));
+    records.retain(|header| filter.has(header, annotations));
     let (mut snapshots, mut is_sure) = (Vec::new(), true);
     for record in records {
         match record {
@@ -220,7 +248,7 @@ impl Found {
 
 /// Returns the snapshot that a selector names, among those that match the filter.
 pub fn find(store: &Store, selector: &Selector, filter: &Filter) -> Result<Found, Failure> {
-    Finder::new(store, filter).find(selector)
+    Finder::new(store, filter)?.find(selector)
 }
 
 /// Like [`find`], for two snapshots. Reads the records and warns of them once.
@@ -229,7 +257,7 @@ pub fn find_both(
     [first, second]: &[Selector; 2],
     filter: &Filter,
 ) -> Result<[Found; 2], Failure> {
-    let mut finder = Finder::new(store, filter);
+    let mut finder = Finder::new(store, filter)?;
     Ok([finder.find(first)?, finder.find(second)?])
 }
 
@@ -238,7 +266,7 @@ pub fn some(store: &Store, wanted: &[Selector], filter: &ListFilter) -> Result<S
     if wanted.is_empty() {
         return snapshots(store, filter);
     }
-    let (mut finder, mut is_sure) = (Finder::new(store, &filter.others), true);
+    let (mut finder, mut is_sure) = (Finder::new(store, &filter.others)?, true);
     let mut found = BTreeMap::new();
     for selector in wanted {
         let mut selector = selector.clone();
@@ -361,6 +389,10 @@ const SHOWN_PATHS: usize = 4;
 struct Finder<'a> {
     store: &'a Store,
     filter: &'a Filter,
+    /// Tags of the snapshots, if the filter asks for some.
+    annotations: Annotations,
+    /// True if all of these tags could be read.
+    knows_tags: bool,
     /// Headers of all snapshots, once a selector needs them.
     list: Option<List>,
     /// Records read so far; `None` for an unreadable one, of which the user was warned.
@@ -378,11 +410,21 @@ struct List {
 }
 
 impl<'a> Finder<'a> {
-    fn new(store: &'a Store, filter: &'a Filter) -> Finder<'a> {
-        Finder { store, filter, list: None, read: HashMap::new() }
+    fn new(store: &'a Store, filter: &'a Filter) -> Result<Finder<'a>, Failure> {
+        let (annotations, knows_tags) = match filter.tag.is_empty() {
+            true => (Annotations::default(), true),
+            false => annotations(store)?,
+        };
+        let read = HashMap::new();
+        Ok(Finder { store, filter, annotations, knows_tags, list: None, read })
     }
 
     fn find(&mut self, selector: &Selector) -> Result<Found, Failure> {
+        let found = self.search(selector)?;
+        Ok(Found { is_sure: found.is_sure && self.knows_tags, ..found })
+    }
+
+    fn search(&mut self, selector: &Selector) -> Result<Found, Failure> {
         if let Which::Id(prefix) = &selector.which {
             return self.by_id(selector, prefix);
         }
@@ -445,7 +487,8 @@ impl<'a> Finder<'a> {
             };
             return Err(with_hint(message, hint));
         }
-        if !self.filter.matches(&source, &snapshot.tags) {
+        let tags = self.annotations.tags(&id, &snapshot.tags);
+        if !self.filter.matches(&source, &tags) {
             let message = format!("snapshot {} does not match {}", id.short(), self.filter.shown());
             return Err(with_hint(message, "omit these options, or give another id"));
         }
@@ -458,8 +501,11 @@ impl<'a> Finder<'a> {
             selector.instance.is_none() || header.source.instance == selector.instance
         };
         let named: Vec<&Header> = headers.iter().filter(of_instance).collect();
-        let matching: Vec<&Header> =
-            named.iter().copied().filter(|header| self.filter.has(header)).collect();
+        let matching: Vec<&Header> = named
+            .iter()
+            .copied()
+            .filter(|header| self.filter.has(header, &self.annotations))
+            .collect();
         if matching.is_empty() {
             return Err(match (&selector.instance, unreadable) {
                 (_, 1..) => no_readable(selector, *unreadable),

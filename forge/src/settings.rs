@@ -28,6 +28,8 @@ pub struct Settings {
     /// Tags of the snapshots.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// Rules for the snapshots that `forget` keeps.
+    pub keep: Option<store::retention::Rules>,
     /// Globs of paths to exclude from all parts.
     #[serde(default)]
     pub exclude: Vec<String>,

@@ -14,6 +14,8 @@ use store::snapshot::Instance;
 /// For a snapshot of an instance, the table shows its kind, its name, and whether it is complete,
 /// in place of the paths. --json prints both.
 ///
+/// Tags are shown in brackets: those of the backup, and those that `forgekeep tag` added since.
+///
 /// The column `checked` shows the day on which `check --read-data` read all data of a snapshot, or a
 /// drill passed. It shows `structure` after a check of less, and FAULTY if the newest check or the
 /// newest drill found a fault in the snapshot.
@@ -29,9 +31,12 @@ pub struct Snapshots {
 impl Snapshots {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open_for(self.filter.only_instance(), ui, "snapshots")?;
-        let snapshots = select::snapshots(&store, &self.filter);
+        let selected = select::annotations(&store).and_then(|(annotations, is_known)| {
+            let selection = select::annotated(&store, &self.filter, &annotations)?;
+            Ok((selection, annotations, is_known))
+        });
         watch.end();
-        let Selection { snapshots, is_sure } = snapshots?;
+        let (Selection { snapshots, is_sure }, annotations, is_known) = selected?;
         let judged = examination::judge(&store, &snapshots, ui);
         let place = store.place();
         if !snapshots.is_empty() {
@@ -53,8 +58,13 @@ impl Snapshots {
                 }
             };
             let mut notes = String::new();
-            if !snapshot.tags.is_empty() {
-                notes += &format!("  [{}]", snapshot.tags.join(", "));
+            let tags = annotations.tags(id, &snapshot.tags);
+            if !tags.is_empty() {
+                notes += &format!("  [{}]", tags.join(", "));
+            }
+            let is_pinned = annotations.is_pinned(id);
+            if is_pinned {
+                notes += "  (pinned)";
             }
             if snapshot.is_from_future(now()) {
                 notes += "  (dated in the future)";
@@ -74,9 +84,10 @@ impl Snapshots {
                 size(statistics.bytes),
                 examination::column(judged.get(id)),
             ))?;
-            ui.json(&SnapshotLine::of(&place, id, snapshot, judged.get(id)))?;
+            let line = SnapshotLine::of(&place, id, snapshot, judged.get(id));
+            ui.json(&SnapshotLine { tags: &tags, is_pinned, ..line })?;
         }
         ui.remark(format!("{} in {place}", count(snapshots.len() as u64, "snapshot")))?;
-        select::answered(is_sure)
+        select::answered(is_sure && is_known)
     }
 }
