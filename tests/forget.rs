@@ -396,6 +396,26 @@ fn tags_and_pins_are_seen_by_all_commands() {
 }
 
 #[test]
+fn unreadable_tags_and_pins_hide_no_snapshot_and_stop_a_deletion() {
+    for dir in ["tags", "pins"] {
+        let history = History::new();
+        let sandbox = &history.sandbox;
+        let ids = history.nights(1..=2);
+        // A file instead of the directory.
+        sandbox.write(&format!("store/{dir}"), "");
+        let shown = sandbox.run(["snapshots"]).ends_with(3);
+        assert!(shown.stderr.contains("tags and pins are unknown"), "{}", shown.stderr);
+        assert!(ids.iter().all(|id| shown.stdout.contains(&id[..8])), "{}", shown.stdout);
+        sandbox.run(["ls", "latest"]).ok();
+        let words = format!("cannot read {dir} of the store");
+        sandbox.run(["forget", "--keep-last", "1"]).fails(1, &[&words, "check the disk"]);
+        sandbox.run(["forget", &ids[0]]).fails(1, &[&words]);
+        sandbox.remove(format!("store/{dir}"));
+        assert_eq!(sandbox.snapshot_ids(), [&*ids[0], &ids[1]]);
+    }
+}
+
+#[test]
 fn a_killed_forget_leaves_snapshots_that_restore() {
     for fail_at in 0.. {
         let history = History::new();

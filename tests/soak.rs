@@ -1,5 +1,5 @@
-//! Concurrent work on one store: backups, checks, restores, kills, and an index that is deleted or
-//! rebuilt. Nothing is lost, and no command reports false damage.
+//! Concurrent work on one store: backups, checks, restores, kills, snapshots that are tagged, pinned
+//! and forgotten, and an index that is deleted or rebuilt. Nothing is lost, and no command reports false damage.
 
 use crate::support::sandbox::{Dice, Outcome, Sandbox};
 use crate::support::tree::{Ignore, compare_ignoring};
@@ -94,7 +94,7 @@ fn soak(length: Duration) {
     let first = sandbox.snapshot_ids().remove(0);
     let end = Instant::now() + length;
     let is_over = || Instant::now() >= end;
-    let [backups, kills, checks, restores, rebuilds] = <[Count; 5]>::default();
+    let [backups, kills, checks, restores, forgets, rebuilds] = <[Count; 6]>::default();
     let sandbox = &sandbox;
     let rest = |dice: &mut Dice, most_ms: u64| {
         std::thread::sleep(Duration::from_millis(dice.below(most_ms)));
@@ -152,6 +152,33 @@ fn soak(length: Duration) {
             }
         });
         scope.spawn(|| {
+            let mut dice = Dice::new(45);
+            while !is_over() {
+                let lines = sandbox.forgekeep(["snapshots", "--json"]).run();
+                if lines.code() == Some(0) {
+                    let lines = lines.json();
+                    let any = &lines[dice.below(lines.len() as u64) as usize]["id"];
+                    let any = any.as_str().expect("an id");
+                    forgets.add(sandbox.run(["tag", &first, "--add", &dice.below(5).to_string()]));
+                    forgets.add(sandbox.run([
+                        "tag",
+                        &first,
+                        "--remove",
+                        &dice.below(5).to_string(),
+                    ]));
+                    let pinned = sandbox.run(["pin", any]);
+                    let is_pinned = pinned.code() == Some(0);
+                    forgets.add(pinned);
+                    forgets.add(sandbox.run(["forget", "--keep-last", "2"]));
+                    if is_pinned {
+                        assert!(sandbox.has(format!("store/snapshots/{any}")), "{any} was pinned");
+                        forgets.add(sandbox.run(["unpin", any]));
+                    }
+                }
+                rest(&mut dice, 300);
+            }
+        });
+        scope.spawn(|| {
             let mut dice = Dice::new(50);
             while !is_over() {
                 rest(&mut dice, 3000);
@@ -167,9 +194,11 @@ fn soak(length: Duration) {
             }
         });
     });
-    let figures = [&backups, &kills, &checks, &restores, &rebuilds].map(Count::figures);
-    println!("done and locked: backups, kills, checks, restores, rebuilds: {figures:?}");
-    for (kind, (done, _)) in ["backups", "kills", "checks", "restores"].iter().zip(figures) {
+    let figures = [&backups, &kills, &checks, &restores, &forgets, &rebuilds].map(Count::figures);
+    println!("done and locked: backups, kills, checks, restores, forgets, rebuilds: {figures:?}");
+    for (kind, (done, _)) in
+        ["backups", "kills", "checks", "restores", "forgets"].iter().zip(figures)
+    {
         assert!(done > 0, "no {kind}: {figures:?}");
     }
     sandbox.backup(["source-10"]);

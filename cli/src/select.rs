@@ -179,11 +179,24 @@ pub fn annotations(store: &Store) -> Result<(Annotations, bool), Failure> {
     Ok((annotations, errors.is_empty()))
 }
 
+/// Like [`annotations`], for commands that only show them. Without access to them, snapshots have the
+/// tags of their backups.
+pub fn shown_annotations(store: &Store) -> Result<(Annotations, bool), Failure> {
+    match annotations(store) {
+        Err(Failure::Store(error)) if !matches!(error, store::Error::Interrupted) => {
+            let text = format!("{error}; tags and pins are unknown");
+            store.observer().event(Event::Warning(text));
+            Ok((Annotations::default(), false))
+        }
+        read => read,
+    }
+}
+
 /// Returns all readable snapshots that match. Warns about damaged ones.
 pub fn snapshots(store: &Store, filter: &ListFilter) -> Result<Selection, Failure> {
     let (annotations, is_sure) = match filter.others.tag.is_empty() {
         true => (Annotations::default(), true),
-        false => annotations(store)?,
+        false => shown_annotations(store)?,
     };
     let mut selection = annotated(store, filter, &annotations)?;
     selection.is_sure &= is_sure;
@@ -413,7 +426,7 @@ impl<'a> Finder<'a> {
     fn new(store: &'a Store, filter: &'a Filter) -> Result<Finder<'a>, Failure> {
         let (annotations, knows_tags) = match filter.tag.is_empty() {
             true => (Annotations::default(), true),
-            false => annotations(store)?,
+            false => shown_annotations(store)?,
         };
         let read = HashMap::new();
         Ok(Finder { store, filter, annotations, knows_tags, list: None, read })

@@ -60,7 +60,7 @@ impl Chosen {
         let Selection { snapshots, is_sure } = selection.inspect_err(|_| watch.end())?;
         let changed = snapshots.iter().map(|(id, snapshot)| change(&store, id, snapshot));
         let changed = changed.collect::<Result<Vec<bool>, _>>().inspect_err(|_| watch.end())?;
-        let annotations = select::annotations(&store);
+        let annotations = select::shown_annotations(&store);
         watch.end();
         let ((annotations, is_known), place) = (annotations?, store.place());
         for ((id, snapshot), changed) in snapshots.iter().zip(changed) {

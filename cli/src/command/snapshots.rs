@@ -31,7 +31,7 @@ pub struct Snapshots {
 impl Snapshots {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open_for(self.filter.only_instance(), ui, "snapshots")?;
-        let selected = select::annotations(&store).and_then(|(annotations, is_known)| {
+        let selected = select::shown_annotations(&store).and_then(|(annotations, is_known)| {
             let selection = select::annotated(&store, &self.filter, &annotations)?;
             Ok((selection, annotations, is_known))
         });
