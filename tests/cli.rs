@@ -505,10 +505,12 @@ fn config_check_covers_the_whole_configuration() {
             sandbox.text("data/a-part-with-a-long-name"),
         )
     };
-    let good = check(&sandbox, &format!("{store}{}", instance("good", ""))).run().ok();
+    let keep = "keep = { daily = 14, yearly = 'unlimited', within = '3d' }";
+    let good = check(&sandbox, &format!("{store}{}", instance("good", keep))).run().ok();
     for words in [
         "  files\n    a-part-with-a-long-name  data/a-part-with-a-long-name  — ",
         "tags        nightly\n",
+        "keep        daily 14, yearly unlimited, within 3d\n",
         "  skipped\n    *.tmp  excluded\n",
         "does not exist yet",
         "checks      files of 1000 rows per table\n",
@@ -519,16 +521,17 @@ fn config_check_covers_the_whole_configuration() {
 
     let bad = instance(
         "bad",
-        "parts.gone.path = '/nowhere/at all'\nbefore = [{ command = ['no-such-program'] }]\n\
+        "keep = { last = 0 }\nparts.gone.path = '/nowhere/at all'\nbefore = [{ command = ['no-such-program'] }]\n\
          after = [{ command = ['true'], user = 'no-such-user' }]\n\
          services.stop = [{ command = ['/nowhere/stop'] }]\nservices.start = [{ command = ['true'] }]\n\
          parts.data.path = '/etc'\nparts.data.exclude = ['[']\n\
          postgres.host = '/run'\npostgres.password = { file = '/nowhere/password' }\n",
     );
     let ping = "[[notify]]\nkind = 'ping'\nurl = 'https://ping.example/s3cret'\n";
-    let config = format!("{store}{}{bad}{ping}", instance("good", ""));
+    let config = format!("{store}{}{bad}{ping}", instance("good", keep));
     let all = check(&sandbox, &config).run().ends_with(3);
     for words in [
+        "key `keep` has no rule that keeps a snapshot; write keep = { daily = 14 }",
         "program no-such-program not found in /usr/local/sbin",
         "user no-such-user does not exist",
         "services.stop: program /nowhere/stop not found",
@@ -549,6 +552,9 @@ fn config_check_covers_the_whole_configuration() {
     assert_eq!(instances[0]["missing"][0]["part"], "gone");
     assert!(instances[0]["problems"].as_array().expect("a list").len() >= 5, "{}", instances[0]);
     assert_eq!(instances[1]["is_right"], true, "{}", instances[1]);
+    let keep = &instances[1]["keep"];
+    assert_eq!((&keep["daily"], &keep["yearly"]), (&14.into(), &"unlimited".into()));
+    assert_eq!((&keep["within"], &keep["last"]), (&"3d".into(), &serde_json::Value::Null));
     assert_eq!(instances[1]["parts"][0]["is_there"], true);
 }
 

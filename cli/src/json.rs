@@ -16,6 +16,7 @@ use store::check_record::{CheckKind, CheckRecord, CheckResult, Judged, Standing}
 use store::entry::{Entry, EntryKind, Time, display_path};
 use store::id::SnapshotId;
 use store::index::Totals;
+use store::retention::{Number, Rules};
 use store::snapshot::{Snapshot, Statistics};
 
 /// A line of `--json`.
@@ -211,6 +212,8 @@ pub struct ConfigReport<'a> {
     pub root: String,
     /// Labels of its snapshots.
     pub tags: &'a [String],
+    /// Rules for the snapshots that `forget` keeps; null without any.
+    pub keep: Option<KeepRules<'a>>,
     /// True if files that git can rebuild are copied.
     pub git_caches: bool,
     /// Number of rows of each table whose files are looked for; null for all.
@@ -245,6 +248,37 @@ pub struct ConfigReport<'a> {
     pub problems: &'a [String],
     /// True if all required parts exist and no fault was found.
     pub is_right: bool,
+}
+
+/// Rules for the snapshots that `forget` keeps. A rule that is null keeps none.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct KeepRules<'a> {
+    /// Number of newest snapshots.
+    pub last: Option<KeepNumber>,
+    /// Number of hours.
+    pub hourly: Option<KeepNumber>,
+    /// Number of days.
+    pub daily: Option<KeepNumber>,
+    /// Number of weeks.
+    pub weekly: Option<KeepNumber>,
+    /// Number of months.
+    pub monthly: Option<KeepNumber>,
+    /// Number of years.
+    pub yearly: Option<KeepNumber>,
+    /// Period before the newest complete snapshot, such as `30d`.
+    pub within: Option<String>,
+    /// Tags whose snapshots stay.
+    pub tags: &'a [String],
+}
+
+/// Number of snapshots that a rule keeps: a number, or `unlimited`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum KeepNumber {
+    /// At most this many.
+    Of(u32),
+    /// `unlimited`
+    Unlimited(&'static str),
 }
 
 /// An instance whose plan cannot be made.
@@ -1090,6 +1124,24 @@ impl From<&Entry> for Node {
             linktarget,
             linktarget_hex: linktarget_hex.flatten(),
         }
+    }
+}
+
+impl From<Number> for KeepNumber {
+    fn from(number: Number) -> KeepNumber {
+        match number {
+            Number::Of(number) => KeepNumber::Of(number),
+            Number::Unlimited => KeepNumber::Unlimited("unlimited"),
+        }
+    }
+}
+
+impl<'a> From<&'a Rules> for KeepRules<'a> {
+    fn from(rules: &'a Rules) -> KeepRules<'a> {
+        let [last, hourly, daily, weekly, monthly, yearly] =
+            rules.numbers().map(|(_, number)| number.map(KeepNumber::from));
+        let within = rules.within.map(|period| period.to_string());
+        KeepRules { last, hourly, daily, weekly, monthly, yearly, within, tags: &rules.tags }
     }
 }
 

@@ -232,7 +232,7 @@ impl Rules {
     }
 
     /// Returns the rules that keep a number of snapshots.
-    fn numbers(&self) -> [(Rule, Option<Number>); 6] {
+    pub fn numbers(&self) -> [(Rule, Option<Number>); 6] {
         [
             (Rule::Last, self.last),
             (Rule::Hourly, self.hourly),
@@ -241,6 +241,17 @@ impl Rules {
             (Rule::Monthly, self.monthly),
             (Rule::Yearly, self.yearly),
         ]
+    }
+}
+
+impl fmt::Display for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = self.numbers().into_iter();
+        let numbers =
+            numbers.filter_map(|(rule, number)| Some(format!("{} {}", rule.name(), number?)));
+        let within = self.within.iter().map(|period| format!("within {period}"));
+        let tags = self.tags.iter().map(|tag| format!("tag {tag}"));
+        f.write_str(&numbers.chain(within).chain(tags).collect::<Vec<_>>().join(", "))
     }
 }
 

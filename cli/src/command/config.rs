@@ -2,8 +2,8 @@ use super::Global;
 use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::json::{
-    ConfigFault, ConfigReport, PlannedPart, PlannedRedis, PlannedServer, PlannedServices,
-    PlannedStep, PlannedSteps,
+    ConfigFault, ConfigReport, KeepRules, PlannedPart, PlannedRedis, PlannedServer,
+    PlannedServices, PlannedStep, PlannedSteps,
 };
 use crate::preflight;
 use crate::report::{count, path_text};
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::entry::Displayed;
 use store::observe::Progress;
+use store::retention::Rules;
 
 /// Check the configuration
 #[derive(Debug, Subcommand)]
@@ -178,6 +179,8 @@ struct View<'a> {
     dumped: Option<Vec<String>>,
     /// Result of trying the keys on the databases, if these were asked.
     keys: Option<forge::check::Check>,
+    /// Rules for the snapshots that `forget` keeps.
+    keep: Option<&'a Rules>,
 }
 
 /// Returns one line about a problem.
@@ -212,8 +215,12 @@ impl<'a> View<'a> {
         let missing = missing.filter(|absent| absent.is_required).collect();
         let (title, root) = (kind.title(), settings.root.as_path());
         let supervised = plan.all_services(progress);
-        let (dumped, keys) = (asked.dumped, asked.keys);
-        View { plan, title, root, store, supervised, missing, problems, dumped, keys }
+        let (dumped, keys, keep) = (asked.dumped, asked.keys, settings.keep.as_ref());
+        if keep.is_some_and(Rules::is_empty) {
+            let text = "key `keep` has no rule that keeps a snapshot; write keep = { daily = 14 }";
+            problems.push(text.into());
+        }
+        View { plan, title, root, store, supervised, missing, problems, dumped, keys, keep }
     }
 
     fn is_right(&self) -> bool {
@@ -319,6 +326,9 @@ impl<'a> View<'a> {
         }
         if !plan.tags.is_empty() {
             rows.push(row("tags", plan.tags.join(", ")));
+        }
+        if let Some(keep) = self.keep.filter(|keep| !keep.is_empty()) {
+            rows.push(row("keep", keep.to_string()));
         }
         let caches = if plan.skips_git_caches { "skipped" } else { "kept" };
         rows.push(row("git caches", caches));
@@ -465,6 +475,7 @@ impl<'a> View<'a> {
             mode: plan.mode,
             root: text(self.root),
             tags: &plan.tags,
+            keep: self.keep.map(KeepRules::from),
             git_caches: !plan.skips_git_caches,
             sample: rows_of(plan.sample),
             exclude: &plan.exclude,

@@ -268,6 +268,17 @@ fn numbers_and_periods_are_parsed() {
     }
 }
 
+#[test]
+fn rules_are_read_and_shown() {
+    let text = r#"{"last": 7, "yearly": "unlimited", "within": "7d", "tags": ["a", "b"]}"#;
+    let rules: Rules = serde_json::from_str(text).expect("reads");
+    assert_eq!(rules.to_string(), "last 7, yearly unlimited, within 7d, tag a, tag b");
+    assert_eq!(serde_json::from_str::<Rules>("{}").expect("reads"), Rules::default());
+    for wrong in [r#"{"lst": 7}"#, r#"{"last": -1}"#, r#"{"last": "all"}"#, r#"{"within": "7w"}"#] {
+        assert!(serde_json::from_str::<Rules>(wrong).is_err(), "{wrong}");
+    }
+}
+
 /// Decides about one snapshot at a time, as the documentation describes the rules.
 fn model(rules: &Rules, candidates: &[Candidate]) -> Vec<usize> {
     let position = |candidate: &Candidate| (candidate.start, candidate.id);
