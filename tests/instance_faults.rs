@@ -270,6 +270,30 @@ fn services_of_a_killed_run_are_restarted() {
 }
 
 #[test]
+fn services_are_restarted_without_a_valid_configuration() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    for is_gone in [true, false] {
+        configure(&sandbox, &gitlab, MAINTENANCE);
+        kill_while_stopped(&sandbox, &gitlab, "-KILL");
+        let text = std::fs::read_to_string(sandbox.path("forgekeep.toml")).expect("reads");
+        let text = match is_gone {
+            // Only the directory of the records is known.
+            true => text.lines().next().expect("a line").to_owned(),
+            false => text + "\n[instances.other]\nkind = 'gitlba'\n",
+        };
+        let text = if is_gone { text + "\n[instances.x" } else { text };
+        std::fs::write(sandbox.path("forgekeep.toml"), text).expect("writes");
+        let printed = configured(&sandbox, ["recover"]).run().ok().all_output();
+        assert!(printed.contains("; recovering without it"), "{printed}");
+        gitlab.services.wait_until_up();
+        // Without a record, the mistake is the result.
+        configured(&sandbox, ["recover"]).run().ends_with(1);
+    }
+}
+
+#[test]
 fn signals_restart_the_stopped_services() {
     need_root();
     let gitlab = Builder::new().projects(20).build();

@@ -57,6 +57,11 @@ pub fn state() -> PathBuf {
     "/var/lib/forgekeep".into()
 }
 
+/// Returns one setting of a file, if it is valid.
+fn setting<T: serde::de::DeserializeOwned>(table: &toml::Table, name: &str) -> Option<T> {
+    table.get(name)?.clone().try_into().ok()
+}
+
 impl Config {
     /// Reads the configuration file.
     pub fn read(path: &Path) -> Result<Config, Failure> {
@@ -88,6 +93,32 @@ impl Config {
         config.resolve_stores(path)?;
         config.check(path)?;
         Ok(config)
+    }
+
+    /// Reads what the steps of a killed run need: the state directory and the notifiers. Everything
+    /// else in the file may be wrong. Also returns why the configuration cannot be read as a whole.
+    pub fn for_recovery(path: &Path) -> (Config, Option<Failure>) {
+        let failure = match Config::read(path) {
+            Ok(config) => return (config, None),
+            Err(failure) => failure,
+        };
+        let text = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // The settings before the first table may be right in a file that is not.
+        let is_table = |line: &str| line.trim_start().starts_with('[');
+        let first: Vec<&str> = text.lines().take_while(|line| !is_table(line)).collect();
+        let table: toml::Table = toml::from_str(&text)
+            .or_else(|_| toml::from_str(&first.join("\n")))
+            .unwrap_or_default();
+        let mut config = Config {
+            state: setting(&table, "state").unwrap_or_else(state),
+            silence_after: setting(&table, "silence-after").unwrap_or_else(five_minutes),
+            stores: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            notify: setting(&table, "notify").unwrap_or_default(),
+        };
+        config.notify.retain(|notifier| notifier.fault().is_none());
+        (config, Some(failure))
     }
 
     /// Resolves the paths of stores. Fails if one does not name a local directory.

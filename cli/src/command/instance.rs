@@ -74,6 +74,11 @@ impl ConfigFile {
         Config::read(&self.config_file)
     }
 
+    /// Reads what the steps of a killed run need, and why the rest cannot be read.
+    pub fn for_recovery(&self) -> (Config, Option<Failure>) {
+        Config::for_recovery(&self.config_file)
+    }
+
     /// Reads the configuration file; `None` if the default one does not exist.
     pub fn read_if_any(&self) -> Result<Option<Config>, Failure> {
         let is_default = self.config_file == Path::new(DEFAULT);

@@ -13,7 +13,7 @@ use forge::recovery::Record;
 ///
 /// A backup that stops services first records on disk how to start them. The next backup of the
 /// instance finishes those steps. This command does it at once for all instances, even if one of
-/// them fails.
+/// them fails. It needs no valid configuration, but finds only records in the state directory.
 ///
 /// --forget drops the steps of the instance that --instance names, and prints them. Use it for steps
 /// that have become impossible, such as starting a service that no longer exists.
@@ -33,8 +33,20 @@ pub struct Recover {
 
 impl Recover {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let config = global.config.read()?;
+        let (config, unread) = global.config.for_recovery();
         let mut names = Record::instances(&config.state)?;
+        if let Some(failure) = unread {
+            let is_wanted =
+                |name: &String| self.instance.as_ref().is_none_or(|known| known == name);
+            if !names.iter().any(is_wanted) {
+                // The records may be in another directory.
+                return Err(failure);
+            }
+            // The record has all that is needed to start services.
+            if let Some((message, _)) = failure.words() {
+                ui.warn(&format!("{message}; recovering without it"));
+            }
+        }
         if let Some(instance) = &self.instance
             && !names.contains(instance)
         {
