@@ -227,15 +227,24 @@ pub fn compliance(config: &Config, prefix: &str, at: &dyn Fn(&Path) -> PathBuf, 
 }
 
 /// Files that settings name, which may be outside all parts.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 8] = [
     ("ServiceSettings", "TLSCertFile"),
     ("ServiceSettings", "TLSKeyFile"),
     ("ServiceSettings", "LicenseFileLocation"),
+    ("SamlSettings", "IdpCertificateFile"),
+    ("SamlSettings", "PublicCertificateFile"),
+    ("SamlSettings", "PrivateKeyFile"),
+    ("LdapSettings", "PublicCertificateFile"),
+    ("LdapSettings", "PrivateKeyFile"),
 ];
 
 /// Adds certificates and a license outside all parts.
 pub fn named_files(config: &Config, prefix: &str, at: &dyn Fn(&Path) -> PathBuf, plan: &mut Plan) {
     let files = FILES.iter().filter_map(|(section, key)| config.directory(section, key, at));
+    let sources = [("SqlSettings", "DataSource")].into_iter();
+    let sources = sources.filter_map(|(section, key)| config.text(section, key));
+    let of_sources = sources.flat_map(certificates_of).map(|path| at(&path));
+    let files = files.chain(of_sources);
     let is_known = |path: &PathBuf| {
         plan.parts.iter().flat_map(|part| &part.paths).any(|known| path.starts_with(known))
     };
@@ -248,6 +257,18 @@ pub fn named_files(config: &Config, prefix: &str, at: &dyn Fn(&Path) -> PathBuf,
         );
         part.paths = files;
     }
+}
+
+/// Returns the files with certificates and keys that the address of a database names.
+fn certificates_of(source: &str) -> Vec<PathBuf> {
+    let is_end = |c: char| c == '?' || c == '&' || c.is_whitespace();
+    let named = source.split(is_end).filter_map(|setting| {
+        let (name, value) = setting.split_once('=')?;
+        let is_file = ["sslrootcert", "sslcert", "sslkey", "sslcrl"].contains(&name);
+        let value = value.trim_matches('\'').replace("%2F", "/").replace("%2f", "/");
+        (is_file && value.starts_with('/')).then(|| value.into())
+    });
+    named.collect()
 }
 
 /// Adds the server and the database from the settings. If the settings are in a database
@@ -371,6 +392,40 @@ mod tests {
     use super::*;
     use crate::settings::Settings;
     use store::observe::Progress;
+
+    #[test]
+    fn files_that_settings_name_elsewhere_are_a_part() {
+        let root = tempfile::tempdir().expect("a directory");
+        let files =
+            ["idp.crt", "sp.crt", "sp.key", "ldap.key", "root.crt", "client.key", "unused.crt"];
+        for name in files {
+            let path = root.path().join("srv/keys").join(name);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
+            std::fs::write(path, "").expect("writes");
+        }
+        let source = "postgres://mm@localhost/mm?sslmode=verify-full&sslrootcert=/srv/keys/root.crt\
+                      &sslkey=%2Fsrv%2Fkeys%2Fclient.key&sslcert=relative.crt";
+        let settings = serde_json::json!({
+            "SqlSettings": { "DataSource": source },
+            "SamlSettings": {
+                "IdpCertificateFile": "/srv/keys/idp.crt",
+                "PublicCertificateFile": "/srv/keys/sp.crt",
+                "PrivateKeyFile": "/srv/keys/sp.key",
+            },
+            "LdapSettings": { "PrivateKeyFile": "/srv/keys/ldap.key" },
+        });
+        let text = format!("kind = 'mattermost'\nroot = '{}'", root.path().display());
+        let own: Settings = toml::from_str(&text).expect("settings");
+        let mut plan = Plan::new("chat", "mattermost", &own);
+        let at = |path: &Path| crate::kind::below(root.path(), path);
+        named_files(&Config::of(settings, Default::default()), "", &at, &mut plan);
+        let names = plan.parts[0].paths.iter().filter_map(|path| path.file_name()?.to_str());
+        let mut names: Vec<&str> = names.collect();
+        names.sort_unstable();
+        let mut wanted = files[..6].to_vec();
+        wanted.sort_unstable();
+        assert_eq!(names, wanted);
+    }
 
     #[test]
     fn a_missing_configuration_makes_the_plan_incomplete() {
