@@ -67,6 +67,35 @@ fn lost_images_of_emoji_are_reported() {
 }
 
 #[test]
+fn lost_images_of_users_and_teams_are_reported() {
+    need_root();
+    let gitlab = Builder::new().mattermost().build();
+    let sandbox = Sandbox::new();
+    let tables = "drop table if exists users, teams;
+         create table users (id varchar(26), createat bigint, deleteat bigint, lastpictureupdate bigint);
+         insert into users values ('ann', 1, 0, 5), ('left', 1, 9, 5), ('plain', 1, 0, 0), ('new', 1, 0, -7);
+         create table teams (id varchar(26), deleteat bigint, lastteamiconupdate bigint);
+         insert into teams values ('crew', 0, 5), ('bare', 0, 0);";
+    gitlab.postgres.sql(MATTERMOST, tables);
+    configure(&sandbox, &gitlab, "");
+    let text = format!("{:?}", backup(&sandbox).run().json());
+    for words in ["profile images row ann", "team icons row crew"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    // Mattermost makes the others on demand, and needs none of a deleted user.
+    for words in ["row left", "row plain", "row new", "row bare"] {
+        assert!(!text.contains(words), "{words}: {text}");
+    }
+    for image in ["users/ann/profile.png", "teams/crew/teamIcon.png"] {
+        let image = gitlab.path("var/opt/gitlab/mattermost/data").join(image);
+        std::fs::create_dir_all(image.parent().expect("below")).expect("directories");
+        std::fs::write(&image, "image").expect("writes");
+    }
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+}
+
+#[test]
 fn sign_on_needs_more_than_a_restored_database() {
     need_root();
     let gitlab = Builder::new().mattermost().build();

@@ -94,37 +94,75 @@ pub fn files(
         let size = row.size.and_then(|size| size.try_into().ok());
         catalogue.files.push(FileRow { what: "fileinfo", part, id: row.id, paths, size });
     }
-    emoji(plan, part, &dir, database, catalogue)
-}
-
-/// Queries the images of custom emoji, which have no row of `fileinfo`.
-fn emoji(
-    plan: &Plan,
-    part: &'static str,
-    dir: &Path,
-    database: &mut Connection<'_>,
-    catalogue: &mut Catalogue,
-) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Row {
-        id: String,
-    }
-    let columns = database.columns("emoji")?;
-    if !columns.has("id") {
-        return Ok(());
-    }
-    let condition = if columns.has("deleteat") { "deleteat = 0" } else { "true" };
-    let newest = if columns.has("createat") { "createat desc, id" } else { "id" };
-    let limit = match plan.sample {
-        Sample::All => String::new(),
-        Sample::Rows(rows) => format!(" limit {rows}"),
-    };
-    let query = format!("select id from emoji where {condition} order by {newest}{limit}");
-    for Row { id } in catalogue.ask::<Row>("emoji", database, &query)? {
-        let paths = vec![dir.join("emoji").join(&id).join("image")];
-        catalogue.files.push(FileRow { what: "emoji", part, id, paths, size: None });
+    for images in &IMAGES {
+        images.ask(plan, part, &dir, database, catalogue)?;
     }
     Ok(())
+}
+
+/// Images without a row of `fileinfo`.
+struct Images {
+    table: &'static str,
+    /// Kind of the rows, for people.
+    what: &'static str,
+    /// Column with the time at which a user set the image. Other images are made on demand.
+    set_at: Option<&'static str>,
+    /// Directory in that of uploaded files, and the name of the file below the id.
+    place: (&'static str, &'static str),
+}
+
+const IMAGES: [Images; 3] = [
+    Images { table: "emoji", what: "emoji", set_at: None, place: ("emoji", "image") },
+    Images {
+        table: "users",
+        what: "profile images",
+        set_at: Some("lastpictureupdate"),
+        place: ("users", "profile.png"),
+    },
+    Images {
+        table: "teams",
+        what: "team icons",
+        set_at: Some("lastteamiconupdate"),
+        place: ("teams", "teamIcon.png"),
+    },
+];
+
+impl Images {
+    /// Queries the rows, and expects an image for each.
+    fn ask(
+        &self,
+        plan: &Plan,
+        part: &'static str,
+        dir: &Path,
+        database: &mut Connection<'_>,
+        catalogue: &mut Catalogue,
+    ) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Row {
+            id: String,
+        }
+        let Images { table, what, set_at, place } = self;
+        let columns = database.columns(table)?;
+        if !columns.has("id") || set_at.is_some_and(|column| !columns.has(column)) {
+            return Ok(());
+        }
+        let is_set = set_at.map(|column| format!("{column} > 0"));
+        let is_kept = columns.has("deleteat").then(|| "deleteat = 0".to_owned());
+        let conditions: Vec<String> = is_set.into_iter().chain(is_kept).collect();
+        let condition =
+            if conditions.is_empty() { "true".into() } else { conditions.join(" and ") };
+        let newest = if columns.has("createat") { "createat desc, id" } else { "id" };
+        let limit = match plan.sample {
+            Sample::All => String::new(),
+            Sample::Rows(rows) => format!(" limit {rows}"),
+        };
+        let query = format!("select id from {table} where {condition} order by {newest}{limit}");
+        for Row { id } in catalogue.ask::<Row>(what, database, &query)? {
+            let paths = vec![dir.join(place.0).join(&id).join(place.1)];
+            catalogue.files.push(FileRow { what, part, id, paths, size: None });
+        }
+        Ok(())
+    }
 }
 
 /// Returns the name of the part with files from before the object store.
