@@ -5,7 +5,7 @@
 
 pub mod compose;
 pub mod containers;
-mod data;
+pub mod data;
 pub mod find;
 mod places;
 pub mod running;

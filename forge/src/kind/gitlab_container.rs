@@ -434,6 +434,19 @@ mod tests {
                               gitlab_ci: {}\n";
 
     #[test]
+    fn unknown_volumes_are_named() {
+        let compose = "services:\n  git:\n    image: gitlab/gitlab-ce:17\n    volumes:\n      \
+                       - /srv/config:/etc/gitlab\n      - /srv/data:/var/opt/gitlab\n      \
+                       - /srv/logs:/var/log/gitlab\n      - /etc/localtime:/etc/localtime\n      \
+                       - /srv/tls:/extra/tls:ro\n";
+        let (_root, plan) = plan_of(&[("srv/gitlab/compose.yaml", compose)], "");
+        let notes = plan.expect("a plan").notes;
+        let unknown: Vec<&String> =
+            notes.iter().filter(|note| note.contains("is unknown and not copied")).collect();
+        assert!(unknown.len() == 1 && unknown[0].contains("srv/tls, mounted at /extra/tls"));
+    }
+
+    #[test]
     fn paths_of_the_container_are_found_in_its_volumes() {
         let database =
             "production:\n  main:\n    database: gitlab\n    host: /var/opt/gitlab/postgresql\n";

@@ -87,7 +87,7 @@ const SKIPPED: &[(&str, &str)] = &[
 ];
 
 /// Mounts that belong to the container and not to GitLab.
-const OF_CONTAINER: &[&str] =
+pub const OF_CONTAINER: &[&str] =
     &["/etc/localtime", "/etc/timezone", "/dev", "/proc", "/run", "/sys", "/tmp", "/var/run"];
 
 /// Adds the data of the instance to the plan.

@@ -11,6 +11,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::docker_gitlab::compose::{Place, Source, VolumeMount};
+use crate::kind::docker_gitlab::data::OF_CONTAINER;
 use crate::links;
 use crate::plan::{Database, Phase, Plan};
 use crate::service::LOOPBACK;
@@ -275,6 +276,7 @@ impl Package<'_> {
         for mount in &service.mounts {
             let above = mount.target.parent().and_then(|above| service.place(above));
             let (Some(Place::Here(above)), Some(name)) = (above, mount.target.file_name()) else {
+                self.note_volume(mount, plan);
                 continue;
             };
             let seen = above.join(name);
@@ -290,6 +292,23 @@ impl Package<'_> {
             }
             let name = around.map(|(_, part)| part.name.clone());
             self.volume(mount, seen, name, generated, plan);
+        }
+    }
+
+    /// Adds a note about a volume outside of the package's directories.
+    fn note_volume(&self, mount: &VolumeMount, plan: &mut Plan) {
+        let Source::Path(path) = &mount.source else { return };
+        let is_around = [DATA, CONFIG].iter().any(|dir| Path::new(dir).starts_with(&mount.target));
+        let is_of_container = |dir: &&str| mount.target.starts_with(dir);
+        let is_known = is_around
+            || OF_CONTAINER.iter().chain(&["/var/log/gitlab"]).any(is_of_container)
+            || plan.parts.iter().flat_map(|part| &part.paths).any(|known| path.starts_with(known));
+        if !is_known && !contains_part(path, plan) {
+            plan.notes.push(format!(
+                "{}, mounted at {}, is unknown and not copied; to copy it, make it a part",
+                shown(path),
+                shown(&mount.target)
+            ));
         }
     }
 
