@@ -18,6 +18,8 @@ pub struct Generated {
     pub user: Option<String>,
     /// Storages by name, with the path, or with the missing path.
     pub storages: BTreeMap<String, Result<PathBuf, NotHere>>,
+    /// Storages whose Gitaly is on another machine, although this one has repositories of theirs.
+    pub maybe_old: Vec<MaybeOld>,
     /// Directories of other data.
     pub data: Vec<Data>,
     /// Directories of hooks that run for all repositories, as the package sees them.
@@ -61,6 +63,17 @@ pub struct DatabaseOf {
     pub elsewhere: Option<String>,
     /// True if the backup is incomplete without it.
     pub is_required: bool,
+}
+
+/// A storage that was perhaps moved to another machine.
+#[derive(Debug)]
+pub struct MaybeOld {
+    /// Name of the storage.
+    pub storage: String,
+    /// Address of its Gitaly.
+    pub address: String,
+    /// Its directory on this machine.
+    pub path: PathBuf,
 }
 
 /// A directory of data.
@@ -199,6 +212,7 @@ pub fn read(package: &Package<'_>) -> Generated {
     Generated {
         user: settings["gitlab"]["user"].as_str().map(str::to_owned),
         storages: places.storages(gitaly.as_ref()),
+        maybe_old: places.maybe_old(gitaly.as_ref()),
         data: DATA.iter().map(|row| places.directory(row)).collect(),
         server_hooks: server_hooks(gitaly.as_ref(), &data.join("gitlab-shell/config.yml")),
         signing_keys: signing_keys(gitaly.as_ref()),
@@ -336,7 +350,13 @@ impl Places<'_> {
             // Very old versions contain only a path.
             let path = storage.as_str().or(storage["path"].as_str());
             let address = storage["gitaly_address"].as_str().unwrap_or_default();
-            let is_here = |path: &str| self.place(path).is_ok_and(|path| has_entries(&path));
+            // Another storage has its repositories in the default path.
+            let is_default = |path: &PathBuf| {
+                name != "default" && self.usual().is_ok_and(|usual| usual == *path)
+            };
+            let is_here = |path: &str| {
+                self.place(path).is_ok_and(|path| has_entries(&path) && !is_default(&path))
+            };
             let place = match path.filter(|path| !path.is_empty()) {
                 // The package writes its default path even if the repositories are elsewhere.
                 Some(path) if is_on_network(address) && !is_here(path) => {
@@ -353,6 +373,26 @@ impl Places<'_> {
             storages.insert("default".into(), self.usual());
         }
         storages
+    }
+
+    /// Returns the storages that gitlab.yml expects on another machine, and that have content here.
+    /// A file system of the network shows the current repositories.
+    fn maybe_old(&self, gitaly: Option<&toml::Table>) -> Vec<MaybeOld> {
+        let storages = self.storages(gitaly);
+        let of_rails = self.settings["repositories"]["storages"].as_object();
+        let of_rails = of_rails.into_iter().flatten();
+        let elsewhere = of_rails.filter_map(|(name, storage)| {
+            let address = storage["gitaly_address"].as_str().unwrap_or_default();
+            let path = storages.get(name)?.as_ref().ok()?.clone();
+            let is_old = is_on_network(address)
+                && has_entries(&path)
+                && !is_on_file_server(&path)
+                && !listens(gitaly, name, address)
+                && !host_of(address).is_some_and(|host| self.package.is_reached_as(host));
+            let (storage, address) = (name.clone(), address.to_owned());
+            is_old.then_some(MaybeOld { storage, address, path })
+        });
+        elsewhere.collect()
     }
 
     /// Returns the package's own storage.
@@ -468,6 +508,42 @@ fn is_on_network(address: &str) -> bool {
     };
     let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
     ["tcp", "tls", "dns"].contains(&scheme) && !LOOPBACK.contains(&host.trim_matches(['[', ']']))
+}
+
+/// Returns the host in an address of Gitaly.
+fn host_of(address: &str) -> Option<&str> {
+    // A server of names may be in front.
+    let rest = address.split_once("://")?.1.rsplit('/').next()?;
+    let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
+    Some(host.trim_matches(['[', ']']))
+}
+
+/// Returns true if the Gitaly of this machine has a storage and listens on the port of an address.
+fn listens(gitaly: Option<&toml::Table>, storage: &str, address: &str) -> bool {
+    let Some(config) = gitaly else { return false };
+    let port = |address: &str| Some(address.rsplit_once(':')?.1.to_owned());
+    let own = ["listen_addr", "tls_listen_addr"].map(|key| config.get(key)?.as_str());
+    let mut ports = own.into_iter().flatten().filter_map(port);
+    let storages = config.get("storage").and_then(toml::Value::as_array);
+    let mut names = storages.into_iter().flatten().filter_map(|one| one.get("name")?.as_str());
+    names.any(|name| name == storage) && ports.any(|own| Some(own) == port(address))
+}
+
+/// Types of file systems that show the files of another machine, or of a program.
+const NETWORK: [i64; 9] = [
+    0x6969,      // NFS
+    0xff53_4d42, // CIFS
+    0xfe53_4d42, // SMB 2
+    0x517b,      // SMB
+    0x00c3_6400, // Ceph
+    0x6573_5546, // FUSE, such as GlusterFS
+    0x0bd0_0bd0, // Lustre
+    0x0116_1970, // GFS 2
+    0x7461_636f, // OCFS 2
+];
+
+fn is_on_file_server(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|found| NETWORK.contains(&found.f_type))
 }
 
 fn has_entries(dir: &Path) -> bool {

@@ -1,7 +1,7 @@
 //! GitLab's package, on this machine itself or in a container of the official image. Paths are the
 //! same in both.
 
-use super::generated::{self, DatabaseOf, Generated};
+use super::generated::{self, DatabaseOf, Generated, MaybeOld};
 use super::paths::{CONFIG, Container, DATA, NotHere, Package};
 use super::redis_address::{self, Address, Own};
 use super::{
@@ -23,7 +23,7 @@ use crate::service::redis::{self, Redis};
 use crate::view::{Mount, shown};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -191,6 +191,19 @@ impl Package<'_> {
                 Ok(path) => plan.storage(&part, path, Some(user)),
                 Err(why) => plan.lacks(&part, why.to_string()),
             }
+        }
+        for MaybeOld { storage, address, path } in &generated.maybe_old {
+            let part = repositories::part(storage);
+            if site.settings.parts.get(&part).is_some_and(|set| set.path.is_some()) {
+                continue;
+            }
+            let text = format!(
+                "storage {storage}, whose Gitaly is {address}; the repositories in {} may be old; \
+                 back it up on its own machine, or set parts.{part}.path if they are the current \
+                 ones",
+                shown(path)
+            );
+            plan.lacks(&format!("gitaly-{storage}"), text);
         }
         directories(&generated, user, plan);
         plan.takes(
@@ -620,6 +633,15 @@ impl Package<'_> {
             address.is_some_and(|address| UdpSocket::bind((address, 0)).is_ok())
         };
         LOOPBACK.contains(&host) || (self.container.is_none() && (is_name || is_address()))
+    }
+
+    /// Returns true if a host is this machine, also by another name of one of its addresses.
+    pub fn is_reached_as(&self, host: &str) -> bool {
+        // The name of a container and its addresses are not those of the machine.
+        let addresses = || (host, 0_u16).to_socket_addrs().into_iter().flatten();
+        self.is_this_machine(host)
+            || self.container.is_none()
+                && addresses().any(|address| UdpSocket::bind((address.ip(), 0)).is_ok())
     }
 
     /// Returns true if two paths of the package are one directory.

@@ -364,6 +364,35 @@ fn a_storage_on_another_machine_is_missing() {
         client.dir(&format!("{path}/@hashed"));
         assert!(!is_lacking(&client.plan()), "{address}: it is mounted");
     }
+    // Without a mount, it may be what was here before a move.
+    let old = |address: &str, more: &str| {
+        let storages = format!("default: {{path: '{path}', gitaly_address: '{address}'}}");
+        let yml = format!("production:\n  repositories:\n    storages: {{{storages}}}\n");
+        let client = Machine::with(&yml);
+        client.dir(&format!("{path}/@hashed"));
+        client.write("/var/opt/gitlab/gitaly/config.toml", more);
+        client
+    };
+    let own = format!("[[storage]]\nname = 'default'\npath = '{path}'\n");
+    let listening = format!("listen_addr = '0.0.0.0:8075'\n{own}");
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for (address, more, is_old) in [
+        ("tcp://192.0.2.5:8075", own.clone(), true),
+        ("tls://gitaly.invalid:8075", own.clone(), true),
+        ("tls://gitaly.invalid:8075", listening, false),
+        ("tcp://127.0.0.1:8075", own.clone(), false),
+        (&format!("tcp://{name}:8075"), own, false),
+    ] {
+        let plan = old(address, &more).plan();
+        let text = plan.lacking.iter().find(|of| of.part == "gitaly-default");
+        assert_eq!(text.is_some(), is_old, "{address}: {:?}", plan.lacking);
+        assert!(text.is_none_or(|of| of.is_required && of.looked_for.contains(address)));
+        // They are copied all the same.
+        assert!(plan.place("repositories").is_some());
+    }
+    let set = format!("[parts.repositories]\npath = '{path}'\n");
+    let plan = old("tcp://192.0.2.5:8075", "").plan_with(&set);
+    assert!(!plan.lacking.iter().any(|of| of.part == "gitaly-default"), "{:?}", plan.lacking);
     // Old versions set a path for it as well, at which this machine has nothing.
     let old = cluster.replace("{gitaly_address: 'tcp:", "{path: /mnt/none, gitaly_address: 'tcp:");
     let yml = format!("production:\n  repositories:\n    storages: {{{old}}}\n");
