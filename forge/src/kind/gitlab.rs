@@ -226,8 +226,9 @@ pub fn check_catalogue(
 /// over ssh, for example after `gitlab-ctl reconfigure` has made an empty file.
 fn check_ssh_keys(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Option<Check>> {
     let wanted = catalogue.ssh_keys.filter(|count| *count > 0);
-    let Some((wanted, dir)) = wanted.zip(plan.place("ssh")) else { return Ok(None) };
-    let path = dir.join("authorized_keys");
+    let Some((wanted, place)) = wanted.zip(plan.place("ssh")) else { return Ok(None) };
+    let is_dir = place.ends_with(".ssh");
+    let path = if is_dir { place.join("authorized_keys") } else { place };
     let content = match view.file(&path)? {
         // A large file has many keys.
         Some(seen) if seen.content.is_none() => return Ok(None),

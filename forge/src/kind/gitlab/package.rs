@@ -206,12 +206,8 @@ impl Package<'_> {
             plan.lacks(&format!("gitaly-{storage}"), text);
         }
         directories(&generated, user, plan);
-        plan.takes(
-            "ssh",
-            "SSH keys of users; GitLab can regenerate them",
-            self.at("/var/opt/gitlab/.ssh"),
-        )
-        .owner = Some(user.to_owned());
+        let about = "SSH keys of users; GitLab can regenerate them";
+        plan.takes("ssh", about, self.ssh(&generated)).owner = Some(user.to_owned());
         self.of_administrators(&generated, plan);
         self.databases(&generated, plan);
         self.redis(plan);
@@ -253,6 +249,15 @@ impl Package<'_> {
         plan.notes.extend(not_covered(&generated, &data));
         plan.control = self.control();
         Ok(())
+    }
+
+    /// Returns the directory with the SSH keys of users, or the file if its directory has others.
+    fn ssh(&self, generated: &Generated) -> PathBuf {
+        let usual = || self.at("/var/opt/gitlab/.ssh");
+        let file = generated.authorized_keys.as_deref().filter(|file| file.is_absolute());
+        let Some(file) = file else { return usual() };
+        let dir = file.parent().filter(|dir| dir.ends_with(".ssh"));
+        self.place(dir.unwrap_or(file)).unwrap_or_else(|_| usual())
     }
 
     /// Returns the file with the keys. The package can be kept from writing it, and a container may

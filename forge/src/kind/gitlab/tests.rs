@@ -329,6 +329,21 @@ fn missing_generated_files_are_reported() {
 }
 
 #[test]
+fn the_keys_of_users_may_be_in_another_home() {
+    let place = |path: &str| {
+        let yml = format!("production:\n  gitlab_shell:\n    authorized_keys_file: {path}\n");
+        let machine = Machine::with(&yml);
+        machine.places(&machine.plan(), "ssh")
+    };
+    let usual = "/var/opt/gitlab/.ssh";
+    assert_eq!(place("/var/opt/gitlab/.ssh/authorized_keys"), [usual]);
+    assert_eq!(place("relative"), [usual]);
+    assert_eq!(place("/srv/h/.ssh/authorized_keys"), ["/srv/h/.ssh"]);
+    // A directory of another purpose has other files.
+    assert_eq!(place("/srv/h/keys"), ["/srv/h/keys"]);
+}
+
+#[test]
 fn a_storage_on_another_machine_is_missing() {
     let storages = "default: {gitaly_address: 'unix:/var/opt/gitlab/gitaly/gitaly.socket'}, \
                     far: {gitaly_address: 'tcp://gitaly.example.com:8075'}";
