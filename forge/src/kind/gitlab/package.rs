@@ -43,6 +43,9 @@ const SSHD_KEYS: &str = "gitlab-sshd-keys";
 /// Ends of the names of files that only an administrator can make again.
 const KEY_ENDS: [&str; 8] = [".cer", ".crt", ".jks", ".key", ".keytab", ".p12", ".pem", ".pfx"];
 
+/// File with the addresses of the database server, for the package's own client.
+const PSQL_RC: &str = "/opt/gitlab/etc/gitlab-psql-rc";
+
 /// User who runs the database server.
 const PSQL: &str = "gitlab-psql";
 
@@ -553,18 +556,21 @@ impl Package<'_> {
     /// Adds the server that `database.yml` names. The package's own server may still run, but does
     /// not count.
     fn databases(&self, generated: &Generated, plan: &mut Plan) {
-        let own = "/var/opt/gitlab/postgresql";
+        let usual = "/var/opt/gitlab/postgresql";
+        let rc = self.own_socket_dir();
         let mut server = Server {
             reach: self.reach(None, postgres::VARIABLES),
             port: generated.database_port.unwrap_or(Server::default().port),
             ..Server::default()
         };
-        let own_socket = self.at(own).join(format!(".s.PGSQL.{}", server.port));
+        let socket = format!(".s.PGSQL.{}", server.port);
+        let mut dirs = [rc.as_deref(), Some(usual)].into_iter().flatten();
+        let own = dirs.find(|dir| is_served(&self.at(dir).join(&socket)));
         let socket_dir = match generated.database_host.as_deref() {
-            None => Some(own),
+            None => Some(usual),
             Some(host) if host.starts_with('/') => Some(host),
             // Only one server can have the port, so the one with this socket is the same server.
-            Some(host) if self.is_this_machine(host) && is_served(&own_socket) => Some(own),
+            Some(host) if self.is_this_machine(host) && own.is_some() => own,
             Some(host) => {
                 server.host = Some(host.to_owned());
                 server.is_shared = true;
@@ -583,7 +589,7 @@ impl Package<'_> {
             }
         };
         if let Some(dir) = socket_dir {
-            let known = [Some(own.to_owned()), self.own_socket_dir()];
+            let known = [Some(usual.to_owned()), rc.clone()];
             server.is_shared = !known.iter().flatten().any(|own| self.is_same_dir(dir, own));
             if server.is_shared {
                 plan.notes.push(format!(
@@ -660,9 +666,8 @@ impl Package<'_> {
 
     /// Returns the directory of the own server's socket, which `postgresql['dir']` may have moved.
     fn own_socket_dir(&self) -> Option<String> {
-        let text = file::text(&self.at("/opt/gitlab/etc/gitlab-psql-rc")).ok().flatten()?;
-        let value = text.lines().find_map(|line| line.trim().strip_prefix("psql_host="))?;
-        Some(value.trim_matches(['\'', '"']).to_owned())
+        let text = file::text(&self.at(PSQL_RC)).ok().flatten()?;
+        value(&text, "psql_host=")
     }
 
     /// Adds a note for each further Redis that GitLab's clients name.
@@ -759,6 +764,12 @@ impl Package<'_> {
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));
     }
+}
+
+/// Returns the value of a variable of a shell.
+fn value(text: &str, name: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.trim().strip_prefix(name))?;
+    Some(value.trim_matches(['\'', '"']).to_owned())
 }
 
 /// Returns the files of the ssh server of GitLab itself.

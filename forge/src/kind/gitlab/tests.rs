@@ -489,6 +489,12 @@ fn the_database_server_is_read_from_the_configuration() {
     let rc = "/opt/gitlab/etc/gitlab-psql-rc";
     machine.write(rc, "psql_user='gitlab-psql'\npsql_host='/run/postgresql'\n");
     assert!(!is_shared("/run/postgresql"), "the package's server was moved there");
+    std::fs::remove_file(&socket).expect("removes");
+    assert!(is_shared("127.0.0.1"), "no server of the package runs");
+    machine.dir("/run/postgresql");
+    let moved = machine.at("/run/postgresql/.s.PGSQL.5432");
+    let _moved = std::os::unix::net::UnixListener::bind(moved).expect("listens");
+    assert!(!is_shared("127.0.0.1"), "the moved server is the one with the port");
     machine.write(DATABASE_YML, &two_databases("", ""));
     for (more, expected) in [
         ("", false),
