@@ -795,3 +795,22 @@ fn keys_that_authorized_keys_lacks_are_reported() {
     sql("alter table application_settings add authorized_keys_enabled boolean default false");
     inspect().ok();
 }
+
+#[test]
+fn an_empty_reference_is_damage_in_a_backup_as_well() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    let reference = repository(&gitlab, 1).join("refs/heads/broken");
+    std::fs::create_dir_all(reference.parent().expect("a directory")).expect("directories");
+    std::fs::write(&reference, "").expect("writes");
+    let all = backup(&sandbox).run().ends_with(3).json();
+    assert_eq!(summary(&all)["is_complete"], false);
+    let (verdict, text) = check(&all, "empty-references");
+    let named = format!("\"{}\"", reference.display());
+    assert!(verdict == "failed" && text.contains(&named), "{text}");
+    remove(&reference);
+    backup(&sandbox).run().ok();
+}

@@ -503,6 +503,7 @@ impl<'j> Session<'j> {
         let dumped = dumped.map(String::as_str);
         checks.extend(vanished::parts(plan, earlier.as_ref())?);
         checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
+        checks.extend(empty_references(plan, self.backup.empty_references()));
         checks.extend(self.check_keys(&copy)?);
         Ok(checks)
     }
@@ -522,6 +523,30 @@ impl<'j> Session<'j> {
         }
         Ok(all)
     }
+}
+
+/// Reports references without content. The copy lacks them, so it looks right by itself. `None` if
+/// there are none.
+fn empty_references(plan: &Plan, empty: Vec<PathBuf>) -> Option<Check> {
+    let first = empty.first()?;
+    let part = |path: &Path| {
+        let holds = |part: &&Part| part.paths.iter().any(|top| path.starts_with(top));
+        plan.parts.iter().find(holds).map(|part| part.name.as_str()).unwrap_or_default()
+    };
+    let is_excused = empty.iter().all(|path| plan.excused.has(part(path)));
+    let verdict = if is_excused { Verdict::Warning } else { Verdict::Failed };
+    let is_empty = |path: &PathBuf| path.metadata().is_ok_and(|found| found.len() == 0);
+    let is_settled = is_empty(first);
+    let text = format!(
+        "{} references of repositories are damaged: their files are empty, as after a power cut, and \
+         git cannot read them",
+        empty.len()
+    );
+    let hint = "restore these files from an earlier snapshot, or remove them if nobody needs them";
+    let examples = empty.iter().map(|path| crate::view::shown(path));
+    let check = Check::new("empty-references", verdict, text);
+    let check = check.with_examples(examples).with_hint(hint);
+    Some(Check { is_settled, ..check })
 }
 
 /// Returns a pattern of a part relative to one of its paths. An absolute pattern may name that path.

@@ -207,7 +207,8 @@ impl Reading<'_, '_> {
                 && found.stat.kind == EntryKind::File
                 && found.stat.size == 0
             {
-                // Left by a crash. git itself ignores and removes empty refs.
+                // Left by a crash. git cannot read it.
+                self.ingest.counters.empty_references.lock().insert(found.path.clone());
                 self.note_skipped(&found, "empty ref");
                 continue;
             }

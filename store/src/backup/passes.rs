@@ -331,6 +331,12 @@ impl<'a> Backup<'a> {
         self.run.counters.unreadable.load(Relaxed)
     }
 
+    /// Returns the references whose files have no content, so that no copy has them.
+    pub fn empty_references(&self) -> Vec<PathBuf> {
+        let all = self.run.counters.empty_references.lock();
+        all.iter().map(|path| super::absolute(path)).collect()
+    }
+
     /// Returns true if the passes found only the named directories, those above named paths, and
     /// links to them.
     pub fn is_empty(&self) -> bool {

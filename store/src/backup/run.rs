@@ -22,7 +22,7 @@ use crate::store::Store;
 use crate::tree::{Lost, TreeReader};
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -47,6 +47,8 @@ pub struct Counters {
     pub unreadable: AtomicU64,
     /// The paths of those, up to a limit.
     unreadable_paths: Mutex<HashSet<Vec<u8>>>,
+    /// References in files without content, which are missing from the snapshot.
+    pub empty_references: Mutex<BTreeSet<Vec<u8>>>,
     pub metadata_unreadable: AtomicU64,
     pub bytes_read: AtomicU64,
     pub found_by_chunk: AtomicU64,
@@ -97,6 +99,7 @@ impl Counters {
 
     /// Stops counting unchanged entries, because they were counted before.
     pub fn begin_again(&self) {
+        self.empty_references.lock().clear();
         self.is_again.store(true, Relaxed);
     }
 
