@@ -814,3 +814,35 @@ fn an_empty_reference_is_damage_in_a_backup_as_well() {
     remove(&reference);
     backup(&sandbox).run().ok();
 }
+
+#[test]
+fn usual_directories_that_vanished_are_reported() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    for (file, content) in [
+        ("etc/gitlab/ssl/gitlab.crt", "certificate"),
+        ("etc/gitlab/trusted-certs/ca.crt", "authority"),
+        // A part inside a directory that is otherwise left out.
+        ("var/opt/gitlab/gitaly/custom_hooks/pre-receive.d/check", "#!/bin/sh"),
+    ] {
+        let path = gitlab.path(file);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("directories");
+        std::fs::write(path, content).expect("writes");
+    }
+    backup(&sandbox).run().ok();
+    for dir in ["etc/gitlab/ssl", "etc/gitlab/trusted-certs", "var/opt/gitlab/gitaly/custom_hooks"]
+    {
+        remove(gitlab.path(dir));
+    }
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    for all in [inspect().ends_with(3).json(), backup(&sandbox).run().ok().json()] {
+        let (verdict, text) = check(&all, "parts");
+        assert_eq!(verdict, "warning", "{text}");
+        for words in ["etc/gitlab/ssl", "trusted-certs", "server-hooks: /"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+    inspect().ok();
+}

@@ -46,6 +46,8 @@ pub struct Plan {
     pub lacking: Vec<Absent>,
     /// Excluded paths with their reasons.
     pub skipped: Vec<SkippedPath>,
+    /// Directories within parts, usual but not necessary, whose loss is reported.
+    pub inner_dirs: Vec<PathBuf>,
     /// The database server.
     pub postgres: Option<Server>,
     /// Databases that the kind or the settings name.
@@ -114,6 +116,7 @@ impl Plan {
             volumes: Vec::new(),
             lacking: Vec::new(),
             skipped: Vec::new(),
+            inner_dirs: Vec::new(),
             postgres: None,
             databases: Vec::new(),
             sections: BTreeMap::new(),

@@ -3,8 +3,9 @@
 use crate::check::{Check, Verdict};
 use crate::earlier::Earlier;
 use crate::error::Result;
-use crate::plan::{Excused, Phase, Plan};
+use crate::plan::{Excused, Part, Phase, Plan};
 use crate::view::shown;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// Warns of optional parts that an earlier snapshot has and this machine lacks. Their disk may not be
@@ -17,7 +18,8 @@ pub fn parts(plan: &Plan, earlier: Option<&Earlier<'_>>) -> Result<Option<Check>
         let is_lacking = plan.lacking.iter().any(|absent| absent.part == **name);
         // Redis replaces its files.
         let is_of_redis = part.is_some_and(|part| part.phase == Phase::RedisFiles);
-        let is_skipped = plan.skipped.iter().any(|left| path.starts_with(&left.path));
+        // A part may be inside a skipped directory.
+        let is_skipped = plan.skipped.iter().any(|left| **path == left.path);
         is_missing && !is_lacking && !is_of_redis && !is_skipped && !plan.excused.has(name)
     };
     let gone: Vec<(&String, &PathBuf)> = earlier.parts.iter().filter(is_gone).collect();
@@ -26,8 +28,9 @@ pub fn parts(plan: &Plan, earlier: Option<&Earlier<'_>>) -> Result<Option<Check>
     // The part may have got another name.
     let is_here = |path: &PathBuf| path.exists();
     let gone = gone.iter().zip(then).filter(|((_, path), then)| then.is_some() && !is_here(path));
-    let gone: Vec<String> =
+    let mut gone: Vec<String> =
         gone.map(|((name, path), _)| format!("{name}: {}", shown(path))).collect();
+    gone.extend(inner_dirs(plan, earlier)?);
     if gone.is_empty() {
         return Ok(None);
     }
@@ -39,6 +42,28 @@ pub fn parts(plan: &Plan, earlier: Option<&Earlier<'_>>) -> Result<Option<Check>
                 ends this warning";
     let check = Check::new("parts", Verdict::Warning, text).with_examples(gone).with_hint(hint);
     Ok(Some(check.settled()))
+}
+
+/// Names usual directories within parts that had files in an earlier snapshot and have no entries now.
+fn inner_dirs(plan: &Plan, earlier: &Earlier<'_>) -> Result<Vec<String>> {
+    let mut gone = Vec::new();
+    for dir in &plan.inner_dirs {
+        let holds = |part: &&Part| part.paths.iter().any(|path| dir.starts_with(path));
+        let Some(part) = plan.parts.iter().find(holds).filter(|part| part.is_there()) else {
+            continue;
+        };
+        let has_entries = dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+        if has_entries || plan.excused.has(&part.name) {
+            continue;
+        }
+        let mut had_files = false;
+        earlier.view().files_below(dir, &mut |_| {
+            had_files = true;
+            ControlFlow::Break(())
+        })?;
+        gone.extend(had_files.then(|| format!("{}: {}", part.name, shown(dir))));
+    }
+    Ok(gone)
 }
 
 /// Compares the databases of a backup with those of an earlier snapshot. Configuration that is cut or

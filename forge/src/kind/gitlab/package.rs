@@ -174,6 +174,8 @@ impl Package<'_> {
             }
             Err(why) => plan.lacks("config", why.to_string()),
         }
+        let config = self.at(CONFIG);
+        plan.inner_dirs.extend(["ssl", "trusted-certs"].map(|name| config.join(name)));
         let data = self.at(DATA);
         let generated_files = plan.needs(
             "generated",
