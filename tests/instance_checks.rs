@@ -796,6 +796,111 @@ fn keys_that_authorized_keys_lacks_are_reported() {
     inspect().ok();
 }
 
+/// A file system in memory, mounted until the end of the test.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(sandbox: &Sandbox, path: PathBuf) -> Mounted {
+        std::fs::create_dir_all(&path).expect("a directory");
+        sandbox.tool("mount").args(["-t", "tmpfs", "none"]).args([&path]).run().ok();
+        Mounted(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Run::limited("umount").args(["-l"]).args([&self.0]).run();
+    }
+}
+
+#[test]
+fn an_unmounted_directory_inside_a_part_is_a_failure() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let registry = gitlab.path("var/opt/gitlab/gitlab-rails/shared/registry/docker/registry/v2");
+    remove(registry.join("blobs"));
+    let disk = Mounted::at(&sandbox, registry.join("blobs"));
+    std::fs::write(disk.0.join("data"), "layer").expect("writes");
+    backup(&sandbox).run().ok();
+    let blobs = disk.0.clone();
+    drop(disk);
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    for all in [inspect().ends_with(3).json(), backup(&sandbox).run().ends_with(3).json()] {
+        let (verdict, text) = check(&all, "directories");
+        let named = format!("registry: {}, which was a mount point", blobs.display());
+        assert!(verdict == "failed" && text.contains(&named), "{text}");
+    }
+    // It stays one until the settings say that the files are gone for good.
+    let all = backup(&sandbox).run().ends_with(3).json();
+    assert_eq!(summary(&all)["is_complete"], false);
+    configure(&sandbox, &gitlab, "checks = { lost = 'ok' }");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(check(&all, "directories").0, "warning");
+}
+
+#[test]
+fn a_directory_that_lost_much_of_its_part_is_a_failure() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let registry = gitlab.path("var/opt/gitlab/gitlab-rails/shared/registry");
+    let own = |dir: &Path| {
+        drop(sandbox.tool("chown").args(["-R", "registry:git"]).args([dir]).run().ok())
+    };
+    let fill = |name: &str, files: usize| {
+        let dir = registry.join(name);
+        std::fs::create_dir_all(dir.join("deep")).expect("directories");
+        for at in 0..files {
+            std::fs::write(dir.join(format!("deep/{at}")), "content").expect("writes");
+        }
+        own(&registry);
+        dir
+    };
+    let small = fill("uploads", 5);
+    let large = fill("blobs", 60);
+    let kept = fill("repositories", 30);
+    backup(&sandbox).run().ok();
+    let empty = |dir: &Path| {
+        remove(dir.join("deep"));
+        std::fs::create_dir(dir.join("deep")).expect("a directory");
+        own(dir);
+    };
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    // Services empty small directories, and those with less than half of the files.
+    empty(&small);
+    empty(&kept);
+    inspect().ok();
+    backup(&sandbox).run().ok();
+    empty(&large);
+    std::fs::write(kept.join("new"), "link").expect("writes");
+    for all in [inspect().ends_with(3).json(), backup(&sandbox).run().ends_with(3).json()] {
+        let (verdict, text) = check(&all, "directories");
+        let named = format!("registry: {}\"", large.display());
+        assert!(verdict == "failed" && text.contains(&named), "{text}");
+    }
+}
+
+#[test]
+fn an_inspection_names_parts_without_files() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let shared = gitlab.path("var/opt/gitlab/gitlab-rails/shared");
+    std::fs::write(shared.join("encrypted_settings/ldap.yaml.enc"), "x").expect("writes");
+    backup(&sandbox).run().ok();
+    remove(shared.join("encrypted_settings"));
+    std::fs::create_dir(shared.join("encrypted_settings")).expect("a directory");
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let (verdict, text) = check(&looked.ends_with(3).json(), "directories");
+    assert!(verdict == "failed" && text.contains("encrypted-settings: /"), "{text}");
+    let printed = backup(&sandbox).run().ends_with(3).all_output();
+    assert!(printed.contains("encrypted_settings has no files, and had some in"), "{printed}");
+}
+
 #[test]
 fn an_empty_reference_is_damage_in_a_backup_as_well() {
     need_root();

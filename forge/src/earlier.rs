@@ -21,6 +21,8 @@ pub struct Earlier<'a> {
     mounts: Vec<Mount>,
     /// Paths of the parts, by name.
     pub parts: BTreeMap<String, PathBuf>,
+    /// Directories of the parts at which file systems were mounted.
+    pub mount_points: Vec<PathBuf>,
     /// Names of the databases that the snapshot has dumps of.
     pub databases: Vec<String>,
     /// Projects of the snapshot; empty if it has no list of them.
@@ -39,14 +41,14 @@ impl<'a> Earlier<'a> {
             read => read?,
         };
         let paths = |part: Part| Some((part.name, part.paths.into_iter().next()?));
-        let (mounts, parts, dumps) = manifest
-            .map(|manifest| (manifest.mounts, manifest.parts, manifest.databases))
+        let (mounts, mount_points, parts, dumps) = manifest
+            .map(|all| (all.mounts, all.mount_points, all.parts, all.databases))
             .unwrap_or_default();
         let projects = lines(tree.content(&within("projects.jsonl"), BYTES_MAX)?);
         let repositories = lines(tree.content(&within("repositories.jsonl"), BYTES_MAX)?);
         let parts = parts.into_iter().filter_map(paths).collect();
         let databases = dumps.into_iter().map(|dump| dump.name).collect();
-        Ok(Earlier { id, tree, mounts, parts, databases, projects, repositories })
+        Ok(Earlier { id, tree, mounts, parts, mount_points, databases, projects, repositories })
     }
 
     /// Reads a snapshot for a comparison. Warns instead of failing if it cannot be read.

@@ -6,7 +6,7 @@ use crate::plan::{Absent, Part, Product, SkippedPath};
 use crate::service::postgres::Rows;
 use crate::service::redis::Saved;
 use crate::settings::Mode;
-use crate::view::{Mount, View};
+use crate::view::{Mount, View, as_texts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +56,10 @@ pub struct Manifest {
     /// Paths that a service sees inside a part, with their real places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Directories of the parts at which file systems were mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
+    #[schemars(with = "Vec<String>")]
+    pub mount_points: Vec<PathBuf>,
     /// Paths that the backup skipped on purpose.
     pub skipped: Vec<SkippedPath>,
     /// Missing parts and databases.
@@ -168,6 +172,7 @@ mod tests {
             services: vec!["puma".into()],
             parts: Vec::new(),
             mounts: Vec::new(),
+            mount_points: Vec::new(),
             skipped: Vec::new(),
             missing: vec![absent],
             checks: vec![Check::new("keys", Verdict::Warning, "changed")],

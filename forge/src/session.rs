@@ -14,6 +14,7 @@
 //! the dump is made; in maintenance mode that is after the restart of the services.
 
 mod dumps;
+mod emptied;
 mod free_space;
 mod inspection;
 mod keys;
@@ -428,6 +429,7 @@ impl<'j> Session<'j> {
             services: plan.all_services(job.store.observer().progress()),
             parts: plan.parts.clone(),
             mounts: plan.mounts.clone(),
+            mount_points: emptied::mount_points(plan),
             skipped: plan.skipped.clone(),
             missing: self.missing,
             checks,
@@ -503,6 +505,7 @@ impl<'j> Session<'j> {
         let dumped = dumped.map(String::as_str);
         checks.extend(vanished::parts(plan, earlier.as_ref())?);
         checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
+        checks.extend(emptied::check(plan, earlier.as_ref(), false)?);
         checks.extend(empty_references(plan, self.backup.empty_references()));
         checks.extend(self.check_keys(&copy)?);
         Ok(checks)

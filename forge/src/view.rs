@@ -180,6 +180,28 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Returns the directories directly in a directory of a snapshot, at most `max`; `None` if there
+    /// are more, or if the view shows a machine.
+    pub fn dirs_in(&self, dir: &Path, max: usize) -> Result<Option<Vec<PathBuf>>> {
+        let (store, root) = match self {
+            View::Tree { store, root } => (*store, root),
+            View::Through { view, .. } => return view.dirs_in(&self.place(dir), max),
+            View::Live => return Ok(None),
+        };
+        let (path, mut dirs) = (store::backup::tree_path(dir), Vec::new());
+        for entry in store::tree::children(root, &path, store) {
+            store.observer().progress().check()?;
+            let entry = entry.map_err(|lost| lost.error)?;
+            if entry.kind == EntryKind::Directory {
+                dirs.push(Path::new("/").join(OsStr::from_bytes(&entry.path)));
+            }
+            if dirs.len() > max {
+                return Ok(None);
+            }
+        }
+        Ok(Some(dirs))
+    }
+
     fn look_at(&self, paths: &[PathBuf], reads: bool) -> Result<Vec<Option<Seen>>> {
         match self {
             View::Tree { store, root } => look_in_tree(store, root, paths, reads),

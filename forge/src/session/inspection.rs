@@ -1,6 +1,7 @@
 //! Inspection of an instance without a copy of it.
 
 use super::dumps::{ConsistencyPoint, Undumped};
+use super::emptied;
 use super::keys::changed_keys;
 use super::vanished;
 use crate::catalogue::Catalogue;
@@ -173,6 +174,7 @@ pub fn inspect(
     );
     checks.extend(vanished::parts(plan, earlier.as_ref())?);
     checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
+    checks.extend(emptied::check(plan, earlier.as_ref(), true)?);
     checks.extend(owners::check(plan, progress)?);
     if let Some(Snapshots { store, .. }) = snapshots {
         checks.extend(changed_keys(plan, kind, store, complete)?);
