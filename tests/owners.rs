@@ -560,3 +560,56 @@ fn settings_that_mattermost_cannot_read_are_repaired() {
     let owner = sandbox.tool("stat").args(["-c", "%U:%a", "m/config/config.json"]).run().ok();
     assert_eq!(owner.stdout.trim(), "mattermost:600");
 }
+
+#[test]
+fn a_directory_of_redis_that_is_closed_to_gitlab_is_reported_with_a_working_fix() {
+    let machine = Machine::new();
+    machine.sh(&format!("chgrp gitlab-redis {DATA}/redis"));
+    let printed = machine.inspect().ends_with(3).all_output();
+    assert!(printed.contains("git cannot reach the socket in it"), "{printed}");
+    machine.sh(fix(&printed).expect("a command"));
+    machine.inspect().ok();
+    machine.sh(&format!("test $(stat -c %U:%G {DATA}/redis) = gitlab-redis:git"));
+}
+
+#[test]
+fn a_home_that_sshd_refuses_is_reported_with_a_working_fix() {
+    let machine = Machine::new();
+    machine.sh(&format!("chown root:root {DATA}; chmod 755 {DATA}"));
+    machine.inspect().ok();
+    for (change, words) in [
+        ("chmod 775", "that others can write to"),
+        ("chown gitlab-redis", "unless that is root or git"),
+    ] {
+        machine.sh(&format!("{change} {DATA}"));
+        let printed = machine.inspect().ends_with(3).all_output();
+        assert!(printed.contains(words), "{printed}");
+        machine.sh(fix(&printed).expect("a command"));
+        machine.inspect().ok();
+    }
+}
+
+#[test]
+fn data_that_the_database_server_cannot_open_is_reported_and_repaired() {
+    let mut machine = Machine::new();
+    let data = format!("{DATA}/postgresql/data");
+    machine.inspect().ok();
+    machine.gitlab.postgres.stop();
+    machine.sh(&format!("chown -R root:root {data}; chmod 755 {data}"));
+    let started = std::time::Instant::now();
+    let printed = machine.inspect().ends_with(3).all_output();
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{printed}");
+    for words in ["data belongs to root:root instead of gitlab-psql", "PostgreSQL does not start"] {
+        assert!(printed.contains(words), "{words}: {printed}");
+    }
+    let repair = ["repair", "owners", "--instance", "forge", "--write-owner-map", "undo.map"];
+    configured(&machine.sandbox, repair).run().ok();
+    machine.sh(&format!("test $(stat -c %U-%a {data}) = gitlab-psql-750"));
+    machine.sh(&format!("test -z \"$(find {data} ! -user gitlab-psql)\""));
+    // The same in a copy.
+    machine.sh(&format!("chown -R root:root {data}"));
+    let copy = machine.gitlab.root().join(DATA).display().to_string();
+    let looked = machine.sandbox.run(["inspect", "--as", "gitlab", &copy]).ends_with(3);
+    let printed = looked.all_output();
+    assert!(printed.contains("data belongs to root:root instead of gitlab-psql"), "{printed}");
+}

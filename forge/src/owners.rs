@@ -58,6 +58,9 @@ const OTHER_GROUP: [&str; 3] = ["pages", REGISTRY, "redis"];
 /// Part with the images. GitLab reaches it by its own group, and the registry's programs have another.
 const REGISTRY: &str = "registry";
 
+/// Part with the keys of users.
+const SSH: &str = "ssh";
+
 /// Parts with uploaded files of Mattermost.
 const UPLOADS: [&str; 2] = ["data", "mattermost-data"];
 
@@ -159,7 +162,7 @@ fn look<'r, 'm>(
 ) -> Result<Faults<'r, 'm>> {
     let mut faults = Faults { repair, ..Faults::default() };
     // Inner parts come before outer ones, as in rules.
-    let mut parts: Vec<&Part> = plan.parts.iter().collect();
+    let mut parts: Vec<&Part> = plan.parts.iter().chain(&plan.servers).collect();
     let depth = |part: &&Part| part.paths.iter().map(|path| path.components().count()).max();
     parts.sort_by_key(|part| std::cmp::Reverse(depth(part)));
     let registry_group = registry_group(&plan.parts);
@@ -190,6 +193,11 @@ fn look<'r, 'm>(
         if part.phase == Phase::RedisFiles {
             faults.directory_of_files(plan, &expected)?;
         }
+        if part.name == SSH {
+            for path in &part.paths {
+                faults.home(plan, path, owner, &expected)?;
+            }
+        }
         // The service also passes the directories that lead to a link.
         for path in part.paths.iter().chain(&part.links).filter(|_| is_in_use(part)) {
             faults.above(plan, path, owner, &expected)?;
@@ -209,6 +217,23 @@ fn registry_group(parts: &[Part]) -> Option<u32> {
     let main = parts.iter().find(|part| part.owner.as_ref() == Some(&owner))?;
     let Expected { owning_gid, .. } = Expected::of(main, &owner)?;
     owning_gid.filter(|gid| *gid != 0)
+}
+
+/// Returns GitLab's account, which connects to the socket of Redis in this directory. The package
+/// makes the directory with GitLab's group.
+fn client_of(plan: &Plan, dir: &Path) -> Option<Expected> {
+    let is_package = ["gitlab", "gitlab-container"].contains(&plan.kind);
+    let owner = main_account(&plan.parts).filter(|_| is_package && has_socket(plan, dir))?;
+    let main = plan.parts.iter().find(|part| part.owner.as_ref() == Some(&owner))?;
+    Expected::of(main, &owner)
+}
+
+/// Returns true if clients of Redis use a socket in a directory, or if that is unknown.
+fn has_socket(plan: &Plan, dir: &Path) -> bool {
+    match &plan.redis {
+        None => true,
+        Some(redis) => redis.socket.is_some() || dir.join("redis.socket").exists(),
+    }
 }
 
 fn is_of_mattermost(plan: &Plan, part: &Part) -> bool {
@@ -376,18 +401,75 @@ impl Faults<'_, '_> {
         let Ok(metadata) = dir.metadata() else { return Ok(()) };
         self.looked_at += 1;
         let may_write = expected.has_bit(0o2, &metadata) && expected.may_enter(&metadata);
-        if may_write || has_acl(dir) {
+        let client = client_of(plan, dir).filter(|client| !client.may_enter(&metadata));
+        if may_write && client.is_none() || has_acl(dir) {
             return Ok(());
         }
         let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
         let mode = metadata.mode() & 0o7777;
-        let user = expected.name.split(':').next().unwrap_or_default();
-        let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot write to it");
-        self.add(Fault::Owner, dir, text);
-        self.fix(format!("chown {user} {}", quoted_path(dir)));
-        self.fix(format!("chmod u+rwx {}", quoted_path(dir)));
+        let mut wanted = owner_and_mode(&metadata);
+        let place = quoted_path(dir);
+        if !may_write {
+            let user = expected.name.split(':').next().unwrap_or_default();
+            let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot write to it");
+            self.add(Fault::Owner, dir, text);
+            self.fix(format!("chown {user} {place}"));
+            self.fix(format!("chmod u+rwx {place}"));
+            wanted = OwnerAndMode { uid: expected.uid, mode: wanted.mode | DIR_MODE, ..wanted };
+        }
+        if let Some((client, gid)) =
+            client.and_then(|client| Some((client.name, client.owning_gid?)))
+        {
+            let (user, group) = client.split_once(':').unwrap_or((&client, &client));
+            let text = format!(
+                "belongs to {is} with mode {mode:04o}: {user} cannot reach the socket in it"
+            );
+            self.add(Fault::Owner, dir, text);
+            self.fix(format!("chgrp {group} {place}"));
+            self.fix(format!("chmod g+rx {place}"));
+            wanted = OwnerAndMode { gid, mode: wanted.mode | 0o050, ..wanted };
+        }
+        self.visit(dir, dir, &metadata, wanted)
+    }
+
+    /// Looks at the directory of a user's `.ssh`. The ssh server refuses all keys if it belongs to
+    /// another user than this one and root, or if others can write to it.
+    fn home(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) -> Result<()> {
+        let Some(dir) = path.parent().filter(|dir| dir.starts_with(&plan.root)) else {
+            return Ok(());
+        };
+        let Ok(metadata) = dir.metadata() else { return Ok(()) };
+        // With an owner of its own, it is looked at as a part.
+        let mut parts = plan.parts.iter().filter(|part| part.owner.is_some());
+        let is_part = parts.any(|part| part.paths.iter().any(|path| dir.starts_with(path)));
+        if path.symlink_metadata().is_err() || is_part {
+            return Ok(());
+        }
         let is = owner_and_mode(&metadata);
-        let wanted = OwnerAndMode { uid: expected.uid, mode: is.mode | DIR_MODE, ..is };
+        let is_trusted = [0, expected.uid].contains(&is.uid);
+        if is_trusted && is.mode & 0o022 == 0 {
+            return Ok(());
+        }
+        let (place, mut wanted) = (quoted_path(dir), is);
+        if !is_trusted {
+            let user = owner.split(':').next().unwrap_or_default();
+            let text = format!(
+                "belongs to {}: sshd refuses the keys in it unless that is root or {user}",
+                self::user(is.uid)
+            );
+            self.add(Fault::Above, dir, text);
+            self.fix(format!("chown root {place}"));
+            wanted.uid = 0;
+        }
+        if is.mode & 0o022 != 0 {
+            let text = format!(
+                "has mode {:04o}: sshd refuses the keys in a directory that others can write to",
+                is.mode
+            );
+            self.add(Fault::Above, dir, text);
+            self.fix(format!("chmod go-w {place}"));
+            wanted.mode &= !0o022;
+        }
         self.visit(dir, dir, &metadata, wanted)
     }
 
@@ -623,7 +705,7 @@ impl Faults<'_, '_> {
         }
         let count = |fault| self.counts.get(&fault).copied().unwrap_or_default();
         let faults = [
-            (count(Fault::Above), "are directories above parts with a wrong mode"),
+            (count(Fault::Above), "are directories above parts with a wrong owner or mode"),
             (count(Fault::Owner), "have a wrong owner or group"),
             (count(Fault::Mode), "have a wrong mode"),
             (count(Fault::Setgid), "are directories without setgid"),

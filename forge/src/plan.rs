@@ -46,6 +46,8 @@ pub struct Plan {
     pub lacking: Vec<Absent>,
     /// Excluded paths with their reasons.
     pub skipped: Vec<SkippedPath>,
+    /// Data of servers that is not copied as files, as parts with an owner.
+    pub servers: Vec<Part>,
     /// Directories within parts, usual but not necessary, whose loss is reported.
     pub inner_dirs: Vec<PathBuf>,
     /// The database server.
@@ -116,6 +118,7 @@ impl Plan {
             volumes: Vec::new(),
             lacking: Vec::new(),
             skipped: Vec::new(),
+            servers: Vec::new(),
             inner_dirs: Vec::new(),
             postgres: None,
             databases: Vec::new(),
@@ -152,6 +155,13 @@ impl Plan {
     pub fn lacks(&mut self, name: &str, looked_for: impl Into<String>) {
         let looked_for = looked_for.into();
         self.lacking.push(Absent { part: name.into(), looked_for, is_required: true });
+    }
+
+    /// Adds data of a server, which only this user may own.
+    pub fn serves(&mut self, name: &str, path: PathBuf, owner: &str) {
+        let part = self.part(name, "data of a server", path, false);
+        part.owner = Some(owner.into());
+        self.servers.extend(self.parts.pop());
     }
 
     /// Adds a part, by default of ordinary files.

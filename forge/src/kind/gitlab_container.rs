@@ -131,6 +131,7 @@ impl Kind for GitlabContainer {
             false => Accounts::of(&site.settings.docker, &name, site.progress)?,
         };
         plan.notes.extend(number_owners(&mut plan.parts, accounts.as_ref()));
+        plan.notes.extend(number_owners(&mut plan.servers, accounts.as_ref()));
         if let Ok(rails) = std::fs::metadata(package.at(DATA).join("gitlab-rails")) {
             plan.notes.push(format!(
                 "GitLab's files belong to user {} and group {} of the container; a restore keeps \

@@ -32,7 +32,8 @@ const fn row(name: &'static str, path: &'static str, user: &'static str) -> Row 
 }
 
 /// Accounts of the official image with their numbers, which never change.
-const OF_IMAGE: [(&str, u32); 3] = [("registry", 993), ("mattermost", 994), ("gitlab-redis", 997)];
+const OF_IMAGE: [(&str, u32); 4] =
+    [("registry", 993), ("mattermost", 994), ("gitlab-psql", 996), ("gitlab-redis", 997)];
 
 /// Number of the main account of the official image.
 const MAIN_OF_IMAGE: u32 = 998;
@@ -57,7 +58,7 @@ const ROOT: &str = "root";
 const STORAGES: [&str; 2] = ["git-data/repositories", "repositories"];
 
 /// Data of GitLab in the package's directory `/var/opt/gitlab`.
-const PACKAGE: [Row; 8] = [
+const PACKAGE: [Row; 9] = [
     row("uploads", "gitlab-rails/uploads", ""),
     row("shared", "gitlab-rails/shared", ""),
     row("registry", "gitlab-rails/shared/registry", "registry"),
@@ -65,6 +66,7 @@ const PACKAGE: [Row; 8] = [
     row("backups", "backups", ""),
     row("ssh", ".ssh", ""),
     row("redis", "redis", "gitlab-redis"),
+    row("postgresql", "postgresql/data", "gitlab-psql"),
     row("mattermost-data", "mattermost/data", "mattermost"),
 ];
 

@@ -38,7 +38,7 @@ pub(super) enum Paths {
 }
 
 /// All rows, the gravest first.
-pub(super) const ROWS: [Row; 9] = [
+pub(super) const ROWS: [Row; 10] = [
     row(Parts::All, Paths::Dirs, "u+rwx", "its owner lacks access"),
     row(Parts::All, Paths::Files, "u+r", "its owner cannot read it"),
     row(Parts::All, Paths::All, "o-w", "any user can write to it"),
@@ -56,6 +56,15 @@ pub(super) const ROWS: [Row; 9] = [
         )
     },
     row(Parts::Named(&["ssh"]), Paths::All, "go-w", "sshd refuses files that others can write"),
+    Row {
+        bits: Some(0o027),
+        ..row(
+            Parts::Named(&["postgresql"]),
+            Paths::Top,
+            "g-w,o=",
+            "PostgreSQL does not start with a directory that others can enter",
+        )
+    },
     row(Parts::Repositories, Paths::Top, "g+rwx", "GitLab requires 2770"),
 ];
 

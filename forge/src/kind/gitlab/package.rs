@@ -21,11 +21,14 @@ use crate::service::into_container;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
 use crate::view::{Mount, shown};
+use nix::unistd::User;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const BIN: &str = "/opt/gitlab/embedded/bin";
 
@@ -45,6 +48,9 @@ const KEY_ENDS: [&str; 8] = [".cer", ".crt", ".jks", ".key", ".keytab", ".p12", 
 
 /// File with the addresses of the database server, for the package's own client.
 const PSQL_RC: &str = "/opt/gitlab/etc/gitlab-psql-rc";
+
+/// Time to wait for a server whose data belongs to another user.
+const CLOSED_WAIT: Duration = Duration::from_secs(3);
 
 /// User who runs the database server.
 const PSQL: &str = "gitlab-psql";
@@ -263,6 +269,25 @@ impl Package<'_> {
         let Some(file) = file else { return usual() };
         let dir = file.parent().filter(|dir| dir.ends_with(".ssh"));
         self.place(dir.unwrap_or(file)).unwrap_or_else(|_| usual())
+    }
+
+    /// Adds the data directory of the package's own server, which a backup does not copy. The server
+    /// does not start if another user owns it.
+    fn data_of_server(&self, dir: &str, plan: &mut Plan, server: &mut Server) {
+        let path = links::real(&self.at(dir).join("data"));
+        let Ok(found) = path.metadata() else { return };
+        let text = file::text(&self.at(PSQL_RC)).ok().flatten().unwrap_or_default();
+        let user = value(&text, "psql_user=").unwrap_or_else(|| PSQL.to_owned());
+        // The names of a container's users are those of others here.
+        let owner = User::from_name(&user).ok().flatten().filter(|_| self.container.is_none());
+        if owner.is_some_and(|owner| owner.uid.as_raw() != found.uid()) {
+            plan.notes.push(format!(
+                "{} does not belong to {user}, so PostgreSQL cannot start",
+                shown(&path)
+            ));
+            server.wait = CLOSED_WAIT;
+        }
+        plan.serves("postgresql", path, &user);
     }
 
     /// Returns the file with the keys. The package can be kept from writing it, and a container may
@@ -593,6 +618,9 @@ impl Package<'_> {
         if let Some(dir) = socket_dir {
             let known = [Some(usual.to_owned()), rc.clone()];
             server.is_shared = !known.iter().flatten().any(|own| self.is_same_dir(dir, own));
+            if !server.is_shared {
+                self.data_of_server(dir, plan, &mut server);
+            }
             if server.is_shared {
                 plan.notes.push(format!(
                     "the database server at {dir} is not the package's own; only the databases of \
