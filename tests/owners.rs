@@ -613,3 +613,33 @@ fn data_that_the_database_server_cannot_open_is_reported_and_repaired() {
     let printed = looked.all_output();
     assert!(printed.contains("data belongs to root:root instead of gitlab-psql"), "{printed}");
 }
+
+#[test]
+fn a_store_inside_a_part_is_left_alone() {
+    let machine = Machine::new();
+    let (gitlab, sandbox) = (&machine.gitlab, &machine.sandbox);
+    let store = gitlab.path("mnt/storage2/repositories/backups");
+    let text = std::fs::read_to_string(sandbox.path("forgekeep.toml")).expect("reads");
+    let text = text.replace(&sandbox.text("store"), &store.display().to_string());
+    // So are the records of backups, and the configuration.
+    let state = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/state");
+    let text = text.replace(&sandbox.text("state"), &state.display().to_string());
+    let config = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/forgekeep.toml");
+    std::fs::write(&config, text).expect("writes");
+    std::fs::create_dir_all(&state).expect("a directory");
+    machine.sh(&format!("chown root {0}; chmod 600 {0}", config.display()));
+    let run = |arguments: &[&str]| {
+        let run = sandbox.forgekeep(["--config"]).args([&config]);
+        run.args(arguments).without_env("FORGEKEEP_STORE").run()
+    };
+    run(&["backup", "--instance", "forge", "--init"]).ok();
+    run(&["inspect", "--instance", "forge"]).ok();
+    let repair = ["repair", "owners", "--instance", "forge", "--write-owner-map", "undo.map"];
+    run(&repair).ok();
+    let data = gitlab.path(DATA).display().to_string();
+    run(&["repair", "owners", "--as", "gitlab", &data, "--write-owner-map", "other.map"]).ok();
+    for own in [&store, &state, &config] {
+        let owner = std::os::unix::fs::MetadataExt::uid(&own.metadata().expect("is there"));
+        assert_eq!(owner, 0, "{}", own.display());
+    }
+}

@@ -104,6 +104,11 @@ pub struct Global {
 }
 
 impl Global {
+    /// Returns the program's own files and directories, which belong to no instance.
+    fn own_paths(&self) -> Vec<PathBuf> {
+        self.store.iter().cloned().chain(self.config.own_paths()).collect()
+    }
+
     /// Returns the store: the given one, or else the only one of the configuration.
     fn place(&self) -> Result<PathBuf, Failure> {
         self.place_for(None)

@@ -118,6 +118,8 @@ struct Faults<'r, 'm> {
     examples: BTreeMap<Fault, Vec<String>>,
     /// Commands that mend them, without doubles, in their order.
     commands: Vec<String>,
+    /// Device and inode of this program's own files and directories.
+    own: BTreeSet<(u64, u64)>,
     /// Directories above parts that were looked at, each for one user.
     entered: BTreeSet<(PathBuf, u32)>,
     unknown: Vec<String>,
@@ -160,7 +162,10 @@ fn look<'r, 'm>(
     progress: &Progress,
     repair: Option<&'r mut Repair<'m>>,
 ) -> Result<Faults<'r, 'm>> {
-    let mut faults = Faults { repair, ..Faults::default() };
+    // Whatever the paths that lead there, such as a bind mount.
+    let own = plan.own.iter().filter_map(|path| path.metadata().ok());
+    let own = own.map(|found| (found.dev(), found.ino())).collect();
+    let mut faults = Faults { repair, own, ..Faults::default() };
     // Inner parts come before outer ones, as in rules.
     let mut parts: Vec<&Part> = plan.parts.iter().chain(&plan.servers).collect();
     let depth = |part: &&Part| part.paths.iter().map(|path| path.components().count()).max();
@@ -366,6 +371,9 @@ impl Faults<'_, '_> {
         if !metadata.is_file() || !READ_BY_GITLAB.iter().any(|end| name.ends_with(end)) {
             return Ok(());
         }
+        if self.is_own(file, &metadata) {
+            return Ok(());
+        }
         self.looked_at += 1;
         if expected.may_read(&metadata) || has_acl(file) {
             return Ok(());
@@ -442,7 +450,7 @@ impl Faults<'_, '_> {
         // With an owner of its own, it is looked at as a part.
         let mut parts = plan.parts.iter().filter(|part| part.owner.is_some());
         let is_part = parts.any(|part| part.paths.iter().any(|path| dir.starts_with(path)));
-        if path.symlink_metadata().is_err() || is_part {
+        if path.symlink_metadata().is_err() || is_part || self.is_own(dir, &metadata) {
             return Ok(());
         }
         let is = owner_and_mode(&metadata);
@@ -473,12 +481,22 @@ impl Faults<'_, '_> {
         self.visit(dir, dir, &metadata, wanted)
     }
 
+    /// Returns true for files and directories of this program, and for any store.
+    fn is_own(&self, path: &Path, metadata: &Metadata) -> bool {
+        let is_store = || {
+            let has = |name: &str| path.join(name).exists();
+            metadata.is_dir() && has("store.json") && has("snapshots")
+        };
+        self.own.contains(&(metadata.dev(), metadata.ino())) || is_store()
+    }
+
     /// Looks at the modes of private keys directly in a directory, or at a path.
     fn keys(&mut self, part: &Part, top: &Path) -> Result<()> {
         let entries = std::fs::read_dir(top).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()).chain([top.to_owned()]) {
             let Ok(metadata) = path.symlink_metadata() else { continue };
-            if !metadata.is_file() || !modes::is_private_key(&path) {
+            let is_own = self.is_own(&path, &metadata);
+            if !metadata.is_file() || !modes::is_private_key(&path) || is_own {
                 continue;
             }
             self.looked_at += 1;
@@ -501,7 +519,7 @@ impl Faults<'_, '_> {
         let parts: Vec<&Part> = plan.parts.iter().filter(|part| part.owner.is_some()).collect();
         for dir in path.ancestors().skip(1).take_while(within) {
             let Ok(metadata) = dir.metadata() else { continue };
-            if !metadata.is_dir() {
+            if !metadata.is_dir() || self.is_own(dir, &metadata) {
                 continue;
             }
             let mut around =
@@ -553,7 +571,7 @@ impl Faults<'_, '_> {
             progress.check()?;
             // A vanished path has no owner.
             let Ok(metadata) = path.symlink_metadata() else { continue };
-            if elsewhere.contains(&&path) {
+            if elsewhere.contains(&&path) || self.is_own(&path, &metadata) {
                 continue;
             }
             if metadata.is_symlink() {

@@ -46,6 +46,9 @@ pub struct Plan {
     pub lacking: Vec<Absent>,
     /// Excluded paths with their reasons.
     pub skipped: Vec<SkippedPath>,
+    /// Files and directories of this program, such as stores. They may be inside parts, and nothing
+    /// there belongs to the instance.
+    pub own: Vec<PathBuf>,
     /// Data of servers that is not copied as files, as parts with an owner.
     pub servers: Vec<Part>,
     /// Directories within parts, usual but not necessary, whose loss is reported.
@@ -118,6 +121,7 @@ impl Plan {
             volumes: Vec::new(),
             lacking: Vec::new(),
             skipped: Vec::new(),
+            own: Vec::new(),
             servers: Vec::new(),
             inner_dirs: Vec::new(),
             postgres: None,

@@ -63,7 +63,7 @@ const CHECKS_MAX: usize = 5;
 impl Inspect {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         if let Some(kind) = &self.of.kind_as {
-            return self.directory(kind, ui);
+            return self.directory(kind, global, ui);
         }
         match &self.snapshot {
             None => self.machine(global, ui),
@@ -72,12 +72,13 @@ impl Inspect {
     }
 
     /// Inspects a copy or a restored tree.
-    fn directory(&self, kind: &OwnersAs, ui: &Ui) -> Result<(), Failure> {
+    fn directory(&self, kind: &OwnersAs, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let watch = ui.watch("inspect");
         let progress = store::observe::Observer::progress(&*watch);
         let dir = Path::new(self.snapshot.as_deref().unwrap_or_default());
         let look = || {
-            let (plan, elsewhere) = kind.plan(dir)?;
+            let (mut plan, elsewhere) = kind.plan(dir)?;
+            plan.own = global.own_paths();
             let owners = forge::owners::check(&plan, progress)?;
             let others =
                 forge::owners::leftovers(&plan.parts, crate::report::now().seconds, progress)?;
@@ -115,7 +116,8 @@ impl Inspect {
         let snapshots = store.as_ref().map(|store| Snapshots { store, host: &host });
         let look = || {
             let site = Site { instance: self.of.name(), settings, progress, is_offline: false };
-            let (plan, kind) = forge::overrides::plan(&site)?;
+            let (mut plan, kind) = forge::overrides::plan(&site)?;
+            plan.own = global.own_paths();
             let inspection = forge::session::inspect(&plan, kind, snapshots, progress)?;
             Ok::<_, forge::Error>((plan, inspection))
         };

@@ -74,6 +74,15 @@ impl ConfigFile {
         Config::read(&self.config_file)
     }
 
+    /// Returns the program's own files and directories: stores, the state directory and the
+    /// configuration. A configuration that cannot be read names none.
+    pub fn own_paths(&self) -> Vec<PathBuf> {
+        let (config, _) = self.for_recovery();
+        let stores = config.stores.into_values().map(|store| store.path);
+        let own = [config.state, self.config_file.clone()];
+        stores.chain(own).collect()
+    }
+
     /// Reads what the steps of a killed run need, and why the rest cannot be read.
     pub fn for_recovery(&self) -> (Config, Option<Failure>) {
         Config::for_recovery(&self.config_file)

@@ -122,7 +122,7 @@ impl Owners {
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
-            let (plan, elsewhere) = match (&self.of.kind_as, &self.dir) {
+            let (mut plan, elsewhere) = match (&self.of.kind_as, &self.dir) {
                 (Some(kind), Some(dir)) => kind.plan(dir)?,
                 _ => {
                     let name = self.of.name();
@@ -134,6 +134,7 @@ impl Owners {
                     (plan.or_else(|_| forge::overrides::plan(&site(true)))?.0, Vec::new())
                 }
             };
+            plan.own = global.own_paths();
             let undo = Some(&*undo).filter(|_| !self.dry_run);
             let repaired = forge::owners::repair(&plan, progress, rules.as_ref(), undo)?;
             Ok((plan.notes, elsewhere, repaired))
