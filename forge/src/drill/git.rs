@@ -4,10 +4,11 @@
 
 use super::{Scratch, as_argument};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::kind::gitlab::repositories::reference_names::{Names, Value};
 use crate::process::{Command, PATH};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use store::entry::display_path;
 use store::observe::Progress;
@@ -87,6 +88,9 @@ impl<'a> Git<'a> {
         let fsck = ["fsck", "--full", "--no-dangling", "--no-progress"];
         match self.command(dir, &fsck, limit)?.output(self.progress) {
             Ok(_) => Ok(Finding::Sound(0)),
+            Err(Error::Failed { output, .. }) if names_only_unborn(dir, &output) => {
+                Ok(Finding::Sound(0))
+            }
             Err(error) => finding(error, "git fsck"),
         }
     }
@@ -109,6 +113,25 @@ impl<'a> Git<'a> {
         }
         Ok(command)
     }
+}
+
+/// Returns true if git's errors only name symbolic references to branches that do not exist. Imported
+/// and mirrored repositories have them, and git works with them.
+fn names_only_unborn(dir: &Path, output: &str) -> bool {
+    let is_unborn = |line: &str| {
+        let Some(named) = line.strip_prefix("error: ") else { return line.starts_with("notice: ") };
+        let Some((name, id)) = named.split_once(": invalid sha1 pointer ") else { return false };
+        let is_below =
+            Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        let path = dir.join(name);
+        let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
+        let is_symbolic = || {
+            file::bytes(&path).is_ok_and(|text| text.is_some_and(|text| text.starts_with(b"ref: ")))
+        };
+        id.bytes().all(|digit| digit == b'0') && is_below && is_file && is_symbolic()
+    };
+    let mut lines = output.split([';', '\n']).map(str::trim).filter(|line| !line.is_empty());
+    lines.clone().next().is_some() && lines.all(is_unborn)
 }
 
 /// Converts the error of a call of git.
@@ -200,5 +223,23 @@ mod tests {
         let more = line("refs/heads/c", "", &a);
         let text = of(&[&first, &second, &link, &more]).expect("differs");
         assert_eq!(text, "reference refs/heads/c is not in the snapshot");
+    }
+    #[test]
+    fn symbolic_references_to_no_branch_are_no_fault() {
+        let (dir, progress) = (tempfile::tempdir().expect("a directory"), Progress::default());
+        let run = |words: &[&str]| {
+            let git = Command::new(["git", "--git-dir", dir.path().to_str().expect("text")]);
+            let argv = git.argv.into_iter().chain(words.iter().map(|word| (*word).to_owned()));
+            Command::new(argv.collect::<Vec<_>>()).output(&progress).expect("runs")
+        };
+        run(&["init", "--quiet", "--bare"]);
+        run(&["symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/gone"]);
+        let git = Git::of_machine(None, &progress).expect("git");
+        let fsck = || git.fsck(dir.path(), Duration::from_secs(60)).expect("runs");
+        assert_eq!(fsck(), Finding::Sound(0));
+        // A reference whose file a power cut has filled is a fault.
+        let heads = dir.path().join("refs/heads/a");
+        std::fs::write(heads, "0".repeat(40) + "\n").expect("writes");
+        assert!(matches!(fsck(), Finding::Faulty(_)), "{:?}", fsck());
     }
 }
