@@ -491,8 +491,19 @@ fn a_redis_without_a_part_gets_its_saved_queue() {
     client(&["set", "other", "later"]);
     configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
     let found = (client(&["get", "job"]), client(&["get", "other"]));
-    client(&["shutdown", "nosave"]);
     assert_eq!(found, ("of the snapshot".into(), String::new()));
+
+    // A server that writes a log by now, and would start empty without one.
+    sandbox.tool("sh").args([&control, "stop"]).run().ok();
+    let config = format!("unixsocket {at}/s\nport 0\ndir {at}\ndaemonize yes\nappendonly yes\n");
+    sandbox.write("redis.conf", config);
+    sandbox.tool("sh").args([&control, "start"]).run().ok();
+    client(&["set", "other", "later"]);
+    let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
+    let found = (client(&["get", "job"]), client(&["get", "other"]));
+    client(&["shutdown", "nosave"]);
+    let expected = ("of the snapshot".to_owned(), String::new());
+    assert_eq!(found, expected, "{}", outcome.all_output());
 }
 
 #[test]

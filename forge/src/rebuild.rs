@@ -16,7 +16,7 @@ mod files;
 mod record;
 mod services;
 
-pub use record::{Aside, Record, Stage};
+pub use record::{Aside, Forgotten, Record, Stage};
 
 use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};

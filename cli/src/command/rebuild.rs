@@ -9,7 +9,7 @@ use crate::ui::Ui;
 use clap::Args;
 use forge::manifest::{self, Manifest};
 use forge::process::quoted_path;
-use forge::rebuild::{Aside, Job, Outcome, Record, Stage, moves, rebuild};
+use forge::rebuild::{Aside, Forgotten, Job, Outcome, Record, Stage, moves, rebuild};
 use forge::recovery;
 use forge::set_aside;
 use forge::settings::{PartSettings, Settings};
@@ -269,17 +269,25 @@ impl Rebuild {
     }
 
     fn forget(&self, state: &Path, ui: &Ui) -> Result<(), Failure> {
-        let Some((aside, has_stopped)) = Record::forget(state, &self.instance)? else {
+        let Some(forgotten) = Record::forget(state, &self.instance)? else {
             return ui.line("no rebuild is unfinished");
         };
+        let Forgotten { aside, has_stopped, policies } = forgotten;
         for Aside { from, to, .. } in aside.iter().filter(|aside| aside.is_done) {
             ui.json(&MovedAside { from: &from.displayed(), to: &to.displayed() })?;
             ui.line(format!("kept: {} is now {}", quoted_path(from), quoted_path(to)))?;
         }
         if has_stopped {
             ui.warn(
-                "the rebuild had stopped services; start them, with `gitlab-ctl start` for GitLab",
+                "the rebuild had stopped services; start them, with `gitlab-ctl start` for GitLab's \
+                 package and `docker start` for containers",
             );
+        }
+        for (name, policy) in &policies {
+            ui.warn(&format!(
+                "container {name} no longer starts by itself; run `docker update \
+                 --restart={policy} {name}`"
+            ));
         }
         let moved = count(aside.len() as u64, "path");
         ui.line(format!("{}: forgotten; {moved} moved by it stay where they are", self.instance))

@@ -89,6 +89,13 @@ impl Files {
         Files { paths, links: Vec::new() }
     }
 
+    /// Returns the first file that lies directly in a directory.
+    pub fn in_dir(&self, dir: &Path) -> Option<PathBuf> {
+        let mut files =
+            self.paths.iter().filter(|path| path.parent() == Some(dir) && path.is_file());
+        files.next().cloned()
+    }
+
     /// Returns the directory of the first path.
     pub fn dir(&self) -> Option<&Path> {
         self.paths.first()?.parent()

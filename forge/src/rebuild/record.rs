@@ -137,6 +137,17 @@ struct State {
     databases: Vec<Loading>,
 }
 
+/// What a rebuild that is not finished leaves behind.
+#[derive(Debug, Default)]
+pub struct Forgotten {
+    /// What it moved out of the way.
+    pub aside: Vec<Aside>,
+    /// True if it had stopped services and not started them.
+    pub has_stopped: bool,
+    /// Containers that no longer start by themselves, with the restart policies that they had.
+    pub policies: Vec<(String, String)>,
+}
+
 /// Record of a rebuild, which is written at each change.
 #[derive(Debug)]
 pub struct Record {
@@ -174,18 +185,19 @@ impl Record {
         Ok(Record { path, state, is_continued })
     }
 
-    /// Removes the record of an unfinished rebuild, even an invalid one. Returns what it moved out of
-    /// the way, and whether it had stopped services.
-    pub fn forget(state: &Path, instance: &str) -> Result<Option<(Vec<Aside>, bool)>> {
+    /// Removes the record of an unfinished rebuild, even an invalid one. Returns what it left behind.
+    pub fn forget(state: &Path, instance: &str) -> Result<Option<Forgotten>> {
         let path = place(state, instance);
         let known = match read(&path) {
             Ok(None) => return Ok(None),
             Ok(Some(state)) => {
+                let is_started = state.done.contains(&Stage::Start);
                 let has_stopped = !state.stopped.is_empty() || state.ran_stop_commands;
-                (state.aside, has_stopped && !state.done.contains(&Stage::Start))
+                let policies = if is_started { Vec::new() } else { state.restart_policies };
+                Forgotten { aside: state.aside, has_stopped: has_stopped && !is_started, policies }
             }
             // Whether services run is then unknown.
-            Err(Error::Malformed { .. }) => (Vec::new(), true),
+            Err(Error::Malformed { .. }) => Forgotten { has_stopped: true, ..Forgotten::default() },
             Err(error) => return Err(error),
         };
         remove(&path)?;

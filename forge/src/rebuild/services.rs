@@ -8,6 +8,7 @@ use crate::rebuild::files::Files;
 use crate::rebuild::{Aside, aside};
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::redis::{Redis, Saved};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use store::observe::Event;
 
@@ -201,6 +202,15 @@ impl Rebuild<'_, '_> {
         }
         let (text, lost) = saved.restore(job)?;
         (self.say)(Stage::Redis, &text);
+        let logs = self.record.aside().iter().filter(|aside| aside.from.ends_with(LOG_DIR));
+        for log in logs.filter(|log| !log.from.exists()) {
+            let dir = log.from.parent().unwrap_or(&log.from);
+            if let Some(snapshot) = saved.in_dir(dir) {
+                begin_log(log, &snapshot)
+                    .map_err(|source| Error::Write { path: log.from.clone(), source })?;
+                (self.say)(Stage::Redis, "began a new append-only log with it");
+            }
+        }
         if lost > 0 { self.record.lose(lost) } else { Ok(()) }
     }
 
@@ -260,7 +270,34 @@ impl Rebuild<'_, '_> {
 }
 
 /// Persistence files of Redis.
-const FILES: [&str; 3] = ["dump.rdb", "appendonly.aof", "appendonlydir"];
+const FILES: [&str; 3] = ["dump.rdb", "appendonly.aof", LOG_DIR];
+/// Directory of the append-only log since Redis 7.
+const LOG_DIR: &str = "appendonlydir";
+/// End of the name of a log's list of files.
+const MANIFEST: &str = ".manifest";
+
+/// Makes a new append-only log whose base is a snapshot. A Redis that is configured for a log and finds
+/// none starts empty, whatever snapshot lies beside.
+fn begin_log(old: &Aside, snapshot: &Path) -> std::io::Result<()> {
+    let names = std::fs::read_dir(&old.to)?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<std::io::Result<Vec<_>>>()?;
+    let mut lists = names.iter().filter_map(|name| name.to_str()?.strip_suffix(MANIFEST));
+    let Some(prefix) = lists.next() else { return Ok(()) };
+    let owner = snapshot.metadata()?;
+    let give = |path: &Path| std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()));
+    // Under its final name only when it is whole.
+    let new = old.from.with_extension("new");
+    let _ = std::fs::remove_dir_all(&new);
+    std::fs::DirBuilder::new().mode(0o755).create(&new)?;
+    let base = format!("{prefix}.1.base.rdb");
+    let list = new.join(format!("{prefix}{MANIFEST}"));
+    std::fs::copy(snapshot, new.join(&base))?;
+    std::fs::write(&list, format!("file {base} seq 1 type b\n"))?;
+    give(&list)?;
+    give(&new.join(&base))?;
+    give(&new)?;
+    std::fs::rename(&new, &old.from)
+}
 
 /// Returns the supervisor with all services to stop: those that it shows, without the database
 /// server, into which dumps are loaded.
