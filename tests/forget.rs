@@ -477,7 +477,7 @@ fn a_backup_whose_parent_is_deleted_loses_nothing() {
     assert!(report.statistics.files_unmodified >= 38, "{:?}", report.statistics);
     sandbox.restore(&sandbox.at(&id, "source"), "out");
     sandbox.tool("diff").args(["-r", "source", "out"]).run().ok();
-    // The next backup looks up every chunk, because the parent was no longer known to be whole.
+    // The parent was not whole any more, so the next backup looks up every chunk.
     let id = SnapshotId::from_hex(&id).expect("an id");
     assert!(!store.index().is_whole(&id).expect("asks"));
     let next = stores::back_up(&store, &[&sandbox.path("source")], &options).expect("succeeds");

@@ -331,8 +331,7 @@ impl Store {
     }
 
     /// Marks in the index what checks found damaged, and repairs records of which they found one copy
-    /// damaged. An index that was made anew has no marks, and other machines have indexes of their
-    /// own.
+    /// damaged. A rebuilt index has no marks, and each machine may have an index of its own.
     ///
     /// A later check of all data that finds a segment intact outweighs the damage. Clocks of other
     /// machines may differ, and those of checks from the future, seen from `now`, are wrong.

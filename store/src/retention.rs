@@ -324,7 +324,7 @@ pub enum Reason {
     Future,
     /// Its times contradict each other, or those of its parent.
     WrongTime,
-    /// There are no rules.
+    /// No rule was given.
     NoRules,
 }
 

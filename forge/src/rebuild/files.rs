@@ -222,7 +222,7 @@ fn volumes(job: &Job<'_>) -> Vec<PathBuf> {
     }
     let progress = store.observer().progress();
     let site = Site { instance, settings, progress, is_offline: true };
-    // Without a plan, there is no running container yet.
+    // The plan fails while no container runs.
     let plan = overrides::plan(&site);
     let volumes = plan.map(|(plan, _)| plan.volumes).unwrap_or_default();
     volumes.into_iter().map(|path| path.canonicalize().unwrap_or(path)).collect()

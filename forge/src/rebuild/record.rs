@@ -137,10 +137,10 @@ struct State {
     databases: Vec<Loading>,
 }
 
-/// What a rebuild that is not finished leaves behind.
+/// State that an unfinished rebuild leaves on a machine.
 #[derive(Debug, Default)]
 pub struct Forgotten {
-    /// What it moved out of the way.
+    /// Paths that it moved, with their new names.
     pub aside: Vec<Aside>,
     /// True if it had stopped services and not started them.
     pub has_stopped: bool,
