@@ -296,7 +296,9 @@ fn begin_log(old: &Aside, snapshot: &Path) -> std::io::Result<()> {
     give(&list)?;
     give(&new.join(&base))?;
     give(&new)?;
-    std::fs::rename(&new, &old.from)
+    std::fs::rename(&new, &old.from)?;
+    // The record says next that it is there.
+    Ok(rustix::fs::syncfs(std::fs::File::open(&old.from)?)?)
 }
 
 /// Returns the supervisor with all services to stop: those that it shows, without the database
