@@ -597,23 +597,28 @@ esac
 END
         chmod 755 /usr/local/sbin/systemctl
         exec "$@""#;
-    let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
-    let run = run.args([script, "sh", FORGEKEEP]).args(arguments).within(sandbox.root());
+    let run = sandbox.in_mount_namespace(script).args(["sh", FORGEKEEP]).args(arguments);
     run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml")).without_env("FORGEKEEP_STORE")
 }
 
-#[test]
-fn a_mattermost_of_its_own_is_rebuilt() {
-    need_root();
-    let (sandbox, dir) = (Sandbox::new(), short_dir());
-    let postgres = crate::mattermost::alone(dir.path());
+/// Creates a Mattermost of its own below a root, which runs, and its configuration.
+fn configure_mattermost(sandbox: &Sandbox, root: &Path) -> Postgres {
+    let postgres = crate::mattermost::alone(root);
     sandbox.write("services/state", "active\n");
     let connection = format!(
         "[instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n",
         postgres.socket_dir().display(),
         postgres.superuser()
     );
-    configure_kind(&sandbox, "mattermost", dir.path(), &connection);
+    configure_kind(sandbox, "mattermost", root, &connection);
+    postgres
+}
+
+#[test]
+fn a_mattermost_of_its_own_is_rebuilt() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = configure_mattermost(&sandbox, dir.path());
     with_systemctl(&sandbox, &["backup", "--instance", "forge", "--init"]).run().ok();
 
     let home = dir.path().join("opt/mattermost");
@@ -652,14 +657,7 @@ fn a_mattermost_of_its_own_is_rebuilt() {
 fn a_mattermost_with_settings_in_its_database_is_rebuilt() {
     need_root();
     let (sandbox, dir) = (Sandbox::new(), short_dir());
-    let postgres = crate::mattermost::alone(dir.path());
-    sandbox.write("services/state", "active\n");
-    let connection = format!(
-        "[instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n",
-        postgres.socket_dir().display(),
-        postgres.superuser()
-    );
-    configure_kind(&sandbox, "mattermost", dir.path(), &connection);
+    let postgres = configure_mattermost(&sandbox, dir.path());
     let home = dir.path().join("opt/mattermost");
     let environment = home.join("config/mattermost.environment");
     let source = "postgres://mmuser:it%27s%20a%20pass%2Fword%40home@/chat?host=/run/postgresql";
@@ -759,8 +757,7 @@ fn mount_points_stay_and_get_the_restored_files() {
         cat refused
         grep 'data/a b/disk cannot be written to: Read-only' refused
         test $(ls -d data/.before-rebuild-* | wc -l) = 2";
-    let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
-    let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
+    let run = sandbox.in_mount_namespace(script);
     run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
         .without_env("FORGEKEEP_STORE")
         .run()
@@ -789,8 +786,7 @@ fn a_store_behind_another_mount_stays() {
     let config = std::fs::read_to_string(sandbox.path("forgekeep.toml")).expect("reads");
     for (bound, inner) in [("data", "pages/st"), ("data/pages", "st")] {
         std::fs::write(sandbox.path("forgekeep.toml"), &config).expect("writes");
-        let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
-        let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
+        let run = sandbox.in_mount_namespace(script);
         run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
             .env("BOUND", bound)
             .env("INNER", inner)

@@ -3,7 +3,7 @@
 //! The test sets the clock of a backup. A file can therefore be as near to the start of a run, or
 //! as far from it, as the rule requires.
 
-use crate::support::sandbox::{FORGEKEEP, Run, Sandbox, need_root};
+use crate::support::sandbox::{Sandbox, need_root};
 use crate::support::stores;
 use std::cell::Cell;
 use std::fs::File;
@@ -324,7 +324,5 @@ fn unchanged_files_get_the_names_that_accounts_have_now() {
         cd restored
         test \"$(stat -c %u dir/f renamed later gone | xargs)\" = '64602 64602 64603 64604'
         getfacl -nc gone | grep user:64602:r";
-    let run = Run::limited("unshare").args(["--mount", "--propagation", "private", "sh", "-c"]);
-    let run = run.args([script]).within(sandbox.root()).env("FK", FORGEKEEP);
-    run.env("FORGEKEEP_STORE", sandbox.text("store")).run().ok();
+    sandbox.in_mount_namespace(script).env("FORGEKEEP_STORE", sandbox.text("store")).run().ok();
 }

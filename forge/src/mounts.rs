@@ -1,6 +1,7 @@
 //! Mount points that this process sees.
 
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,11 @@ pub fn all() -> Result<Vec<MountPoint>> {
     let text = std::fs::read(path);
     let text = text.map_err(|source| Error::Read { path: path.to_owned(), source })?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(read).collect())
+}
+
+/// Returns the paths of all mount points.
+pub fn paths() -> Result<BTreeSet<PathBuf>> {
+    Ok(all()?.into_iter().map(|mount| mount.path).collect())
 }
 
 /// Reads a line of the list: number, number of the parent, device, root, path and other fields.

@@ -47,11 +47,11 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
 
 /// Leaves out what rebuilds have set aside: in mount points, and beside parts.
 fn leave_set_aside(plan: &mut Plan) -> Result<()> {
-    let mounts = mounts::all()?;
+    let mounts = mounts::paths()?;
     let parts: BTreeSet<&Path> =
         plan.parts.iter().flat_map(|part| &part.paths).map(|path| &**path).collect();
     // A directory above a mount point cannot move either.
-    let above = mounts.iter().flat_map(|mount| mount.path.ancestors());
+    let above = mounts.iter().flat_map(|mount| mount.ancestors());
     let inner = above.filter(|dir| parts.iter().any(|part| dir.starts_with(part)));
     let around = parts.iter().filter_map(|path| path.parent());
     let dirs: BTreeSet<&Path> = parts.iter().copied().chain(inner).chain(around).collect();

@@ -152,6 +152,12 @@ impl Sandbox {
         Run::of(program.as_ref()).within(self.root())
     }
 
+    /// Prepares a run of a shell script in a mount namespace of its own. `$FK` is the program.
+    pub fn in_mount_namespace(&self, script: &str) -> Run {
+        let words = ["--mount", "--propagation", "private", "sh", "-c", script];
+        Run::limited("unshare").args(words).within(self.root()).env("FK", FORGEKEEP)
+    }
+
     /// Makes the sandbox accessible to everyone, with a copy of the program in it. Prepares a run
     /// of that copy by a user without privileges.
     pub fn as_nobody<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Run {

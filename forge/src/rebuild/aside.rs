@@ -6,6 +6,7 @@ use crate::file;
 use crate::mounts::{self, Place};
 use crate::set_aside;
 use crate::view::shown;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
@@ -24,9 +25,11 @@ fn is_kept(name: &OsStr) -> bool {
     name == LOST_AND_FOUND || set_aside::is_name(name)
 }
 
-/// Plans to move what is at a path; `volumes` count as mount points. There is nothing to move if nothing is there, or only
-/// directories, which a package makes. Mount points stay where they are: their content moves within
-/// them, also if they are below the path. The directories `kept` stay as they are.
+/// Plans to move what is at a path. There is nothing to move if nothing is there, or only directories,
+/// which a package makes.
+///
+/// Mount points stay where they are, also below the path: their content moves within them. The
+/// directories `volumes` count as mount points. The directories `kept` stay as they are.
 pub fn plan(
     path: &Path,
     suffix: &str,
@@ -35,8 +38,8 @@ pub fn plan(
     progress: &Progress,
 ) -> Result<Vec<Aside>> {
     let mut planned = Vec::new();
-    let mounts = mounts::all()?.into_iter().map(|mount| mount.path);
-    let mounts: Vec<PathBuf> = mounts.chain(volumes.iter().cloned()).collect();
+    let mut mounts = mounts::paths()?;
+    mounts.extend(volumes.iter().cloned());
     let fixed = Fixed { mounts: &mounts, kept };
     add(path, fixed, suffix, progress, &mut planned)?;
     Ok(planned)
@@ -72,7 +75,7 @@ pub fn spared_below(
 #[derive(Clone, Copy)]
 struct Fixed<'a> {
     /// Mount points, whose content moves.
-    mounts: &'a [PathBuf],
+    mounts: &'a BTreeSet<PathBuf>,
     /// Directories that stay as they are.
     kept: &'a [PathBuf],
 }
@@ -131,7 +134,7 @@ fn add(
 
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
 /// the mount along.
-fn stays(path: &Path, mounts: &[PathBuf]) -> bool {
+fn stays(path: &Path, mounts: &BTreeSet<PathBuf>) -> bool {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     mounts.iter().any(|mount| mount.starts_with(&real))
 }
@@ -285,8 +288,7 @@ mod tests {
         assert!(older.join("f").exists());
         assert!(!has_content(dir.path(), &[], &Progress::default()).expect("looks"));
         assert!(dir.path().join(LOST_AND_FOUND).exists());
-        let mounts = mounts::all().expect("reads").into_iter().map(|mount| mount.path);
-        let mounts: Vec<PathBuf> = mounts.collect();
+        let mounts = mounts::paths().expect("reads");
         assert!(stays(Path::new("/proc"), &mounts) && stays(Path::new("/"), &mounts));
         assert!(!stays(dir.path(), &mounts));
     }

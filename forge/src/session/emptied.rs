@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::mounts;
 use crate::plan::{Part, Phase, Plan};
 use crate::view::{FileBelow, View, shown};
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -29,8 +28,7 @@ const SSH: &str = "ssh";
 /// Returns the directories of the parts at which file systems are mounted now. Without a list of
 /// them, nothing is known.
 pub fn mount_points(plan: &Plan) -> Vec<PathBuf> {
-    let all: BTreeSet<PathBuf> =
-        mounts::all().unwrap_or_default().into_iter().map(|mount| mount.path).collect();
+    let all = mounts::paths().unwrap_or_default();
     all.into_iter().filter(|path| part_of(plan, path).is_some()).collect()
 }
 
@@ -56,7 +54,7 @@ pub fn check(
 ) -> Result<Option<Check>> {
     let Some(earlier) = earlier else { return Ok(None) };
     let mut search = Search { plan, then: earlier.view(), found: Vec::new() };
-    let mounted: BTreeSet<PathBuf> = mounts::all()?.into_iter().map(|mount| mount.path).collect();
+    let mounted = mounts::paths()?;
     for path in earlier.mount_points.iter().filter(|path| !mounted.contains(*path)) {
         if let Some(part) = part_of(plan, path).filter(|part| part.is_there()) {
             search.mount_point(part, path)?;
