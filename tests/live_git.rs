@@ -4,6 +4,7 @@
 //! a network, all five were broken when this was written. At the speed of a local disk, all were
 //! intact. The last test makes such copies and prints how many were broken.
 
+use crate::support::lease::Lease;
 use crate::support::sandbox::{Dice, Outcome, Run, Sandbox};
 use crate::support::stores;
 use std::path::{Path, PathBuf};
@@ -564,6 +565,168 @@ fn copies_are_whole_while_objects_move_to_an_alternate() {
     }
     drop(workers);
     sandbox.assert_clean();
+}
+
+/// Creates `work`, its bare clones `a.git` and `pool.git`, and runs the shell script `prepare`.
+/// While a backup of `source` waits in front of the file `leased`, runs `change`. Returns the sandbox
+/// after backup and restore, with the copy in `copy`.
+fn changed_meanwhile(prepare: &str, source: &str, leased: &str, change: &str) -> Sandbox {
+    let sandbox = Sandbox::with_store();
+    let create = "git init -q -b main work; cd work
+        for n in 1 2 3; do git commit -q --allow-empty -m $n; git branch b$n; done
+        cd ..; git clone -q --bare work a.git; git clone -q --bare work pool.git";
+    sandbox.tool("sh").args(["-ec", &format!("{create}\n{prepare}")]).run().ok();
+    let lease = Lease::hold(&sandbox, &format!("{source}/{leased}"), Some(change));
+    let outcome = sandbox.run(["backup", source]);
+    lease.end(&sandbox);
+    outcome.ok();
+    sandbox.restore(&sandbox.at("latest", source), "copy");
+    sandbox
+}
+
+/// Returns what the shell command prints.
+fn said(sandbox: &Sandbox, command: &str) -> String {
+    line(&sandbox.tool("sh").args(["-ec", command]).run().ok())
+}
+
+#[test]
+fn a_repository_that_joins_a_pool_meanwhile_names_it() {
+    let join = "cd a.git; echo ../../pool.git/objects >new; mv new objects/info/alternates
+        git repack -adlq; test -z \"$(ls objects/pack)\"";
+    let sandbox = changed_meanwhile("", "a.git", "zz", join);
+    assert_eq!(said(&sandbox, "cat copy/objects/info/alternates"), "../../pool.git/objects");
+    said(&sandbox, "mkdir x; mv copy x/a.git; cp -R pool.git x");
+    assert_eq!(verdict(&sandbox, "x/a.git"), Ok(()));
+}
+
+#[test]
+fn a_repository_that_becomes_shallow_meanwhile_says_so() {
+    let cut = "cd a.git; git rev-parse main >new; mv new shallow
+        git for-each-ref --format='delete %(refname)' 'refs/heads/b*' | git update-ref --stdin
+        git repack -adq";
+    let sandbox = changed_meanwhile("", "a.git", "zz", cut);
+    assert_eq!(said(&sandbox, "git -C copy rev-list --count main"), "1");
+    assert_eq!(verdict(&sandbox, "copy"), Ok(()));
+}
+
+#[test]
+fn references_that_change_their_format_meanwhile_are_in_the_copy() {
+    let of =
+        |git_dir: &str| format!("git -C {git_dir} for-each-ref; git -C {git_dir} rev-parse HEAD");
+    for (before, after) in [("files", "reftable"), ("reftable", "files")] {
+        let prepare = format!("git -C a.git refs migrate --ref-format={before} || true");
+        let change = format!("git -C a.git refs migrate --ref-format={after}");
+        let sandbox = changed_meanwhile(&prepare, "a.git", "zz", &change);
+        assert_eq!(said(&sandbox, "git -C copy rev-parse --show-ref-format"), after);
+        assert_eq!(said(&sandbox, &of("copy")), said(&sandbox, &of("a.git")), "{after}");
+    }
+}
+
+#[test]
+fn a_default_branch_that_is_renamed_meanwhile_is_in_the_copy() {
+    let rename = "git -C a.git branch -m main trunk";
+    let sandbox = changed_meanwhile("", "a.git", "zz", rename);
+    assert_eq!(said(&sandbox, "git -C copy symbolic-ref HEAD"), "refs/heads/trunk");
+    assert_eq!(said(&sandbox, "git -C copy log --oneline | wc -l"), "3");
+
+    let prepare = "git -C work worktree add -q ../linked b1";
+    let rename = "git -C work branch -m b1 b9";
+    let sandbox = changed_meanwhile(prepare, "work/.git", "zz", rename);
+    let head = "git --git-dir copy/worktrees/linked rev-parse -q --verify HEAD";
+    assert_eq!(said(&sandbox, head), said(&sandbox, "git -C work rev-parse b9"));
+}
+
+#[test]
+fn a_detached_head_that_moves_meanwhile_is_read_once() {
+    let prepare = "git -C work checkout -q --detach";
+    let commit = "git -C work commit -q --allow-empty -m new";
+    let sandbox = changed_meanwhile(prepare, "work/.git", "zz", commit);
+    assert_eq!(said(&sandbox, "git -C copy rev-list --count HEAD"), "3");
+    assert_eq!(verdict(&sandbox, "copy"), Ok(()));
+}
+
+#[test]
+fn objects_that_move_to_a_pool_meanwhile_are_in_its_copy() {
+    let prepare = "mkdir s; for n in 1 2; do git clone -q --bare work s/$n-pool.git; done
+        echo ../../1-pool.git/objects >s/2-pool.git/objects/info/alternates
+        git clone -q --bare work s/a.git; echo ../../2-pool.git/objects >s/a.git/objects/info/alternates
+        git -C s/a.git update-ref refs/heads/own $(echo own | git -C s/a.git commit-tree main^{tree})";
+    // Both pools were read by then.
+    let moved = "cd s; refs='+refs/heads/*:refs/remotes/x/*'
+        for pool in 1 2; do git -C $pool-pool.git fetch -q ../a.git \"$refs\"; done
+        for borrower in 2-pool a; do git -C $borrower.git repack -adlq; done";
+    let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", moved);
+    assert_eq!(said(&sandbox, "find s/2-pool.git s/a.git -name '*.pack'"), "");
+    for name in ["1-pool", "2-pool", "a"] {
+        assert_eq!(verdict(&sandbox, &format!("copy/{name}.git")), Ok(()), "{name}");
+    }
+    // Nothing changed since.
+    assert_eq!(sandbox.backup(["s"])["files_changed"], 0);
+    sandbox.assert_clean();
+}
+
+#[test]
+fn the_reftable_of_a_linked_work_tree_is_whole() {
+    let prepare = "rm -r work; git init -q -b main --ref-format=reftable work
+        git -C work commit -q --allow-empty -m 1
+        git -C work worktree add -q --detach ../linked
+        for n in 1 2 3; do git -C linked update-ref refs/worktree/$n HEAD; done";
+    let pack = "git -C linked pack-refs --all; git -C linked update-ref refs/worktree/4 HEAD";
+    let own = "work/.git/worktrees/linked/reftable";
+    let pack = format!(
+        "ls {own} >before; {pack}; ls {own} >after; test \"$(cat before)\" != \"$(cat after)\""
+    );
+    let sandbox = changed_meanwhile(prepare, "work/.git", "worktrees/linked/a", &pack);
+    let tables = "cd copy/worktrees/linked/reftable; ls $(cat tables.list); ls *.ref | sort";
+    let listed = said(&sandbox, "cd copy/worktrees/linked/reftable; sort tables.list");
+    assert_eq!(said(&sandbox, tables), format!("{listed}\n{listed}"));
+    let refs = "for-each-ref --format='%(refname)' refs/worktree | wc -l";
+    assert_eq!(said(&sandbox, &format!("git --git-dir copy/worktrees/linked {refs}")), "4");
+
+    // A table that is gone for good is reported by each backup.
+    let gone = said(&sandbox, &format!("head -1 {own}/tables.list"));
+    sandbox.remove(format!("{own}/{gone}"));
+    for _ in 0..2 {
+        let outcome = sandbox.run(["backup", "work/.git"]).ends_with(3);
+        assert!(outcome.stderr.contains(&gone), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn the_repository_of_a_submodule_is_read_in_order() {
+    let prepare = "git -c protocol.file.allow=always -C work submodule --quiet add ../pool.git sub
+        cd work/sub; for n in 4 5 6; do git commit -q --allow-empty -m $n; done";
+    let sub = "work/.git/modules/sub";
+    // Listed loose objects are gone, and the pack is new.
+    let pack = format!("cd {sub}; git repack -adq; ! ls -d objects/?? 2>&1");
+    let sandbox = changed_meanwhile(prepare, "work/.git", "modules/sub/a", &pack);
+    said(&sandbox, "git config --file copy/modules/sub/config --unset core.worktree");
+    assert_eq!(said(&sandbox, "git --git-dir copy/modules/sub rev-list --count main"), "6");
+    assert_eq!(verdict(&sandbox, "copy/modules/sub"), Ok(()));
+}
+
+#[test]
+fn a_repository_without_a_quiet_moment_is_reported() {
+    let sandbox = changed_meanwhile("", "a.git", "zz", "true");
+    // Each reading takes longer than the worker waits for a processor.
+    let commit = sandbox.read("a.git/packed-refs");
+    let commit =
+        String::from_utf8(commit).expect("text").lines().last().expect("a line")[..40].to_owned();
+    for n in 0..3000 {
+        sandbox.write(&format!("a.git/refs/heads/x{n}"), &commit);
+    }
+    let shared = Arc::new(sandbox);
+    let worker = Worker::begin(&shared, |sandbox, _| {
+        let config = sandbox.read("a.git/config");
+        sandbox.write("a.git/new", config);
+        let [new, old] = ["a.git/new", "a.git/config"].map(|name| sandbox.path(name));
+        std::fs::rename(new, old).expect("replaces the configuration");
+    });
+    let mut backups = (0..20).map(|_| shared.run(["backup", "a.git"]));
+    let outcome = backups.find(|outcome| outcome.code() != Some(0)).expect("finds no moment");
+    drop(worker);
+    let said = "a.git/config: it kept changing during the backup";
+    assert!(outcome.ends_with(3).stderr.contains(said));
 }
 
 #[expect(clippy::disallowed_methods, reason = "a backup in this process needs a clock")]

@@ -1,6 +1,7 @@
 //! A fault of one source path costs only that path, which is reported.
 
-use crate::support::sandbox::{Dice, Outcome, Run, Running, Sandbox, need_root};
+use crate::support::lease::Lease;
+use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, need_root};
 use crate::support::stores;
 use rustix::fs::XattrFlags;
 use std::collections::BTreeSet;
@@ -272,38 +273,12 @@ fn unreadable_attributes_of_a_parent_lose_nothing_else() {
     }
 }
 
-/// Holds a lease of `source/leased` until `over` exists. `on_break` is the Python handler of
-/// the signal that another process wants the file.
-fn hold_lease(sandbox: &Sandbox, on_break: &str) -> Running {
-    let script = format!(
-        "
-import fcntl, os, signal, time
-file = os.open('source/leased', os.O_RDWR)
-def give_back(*_):
-    time.sleep(0.3)
-    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-signal.signal(signal.SIGIO, {on_break})
-fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-open('ready', 'w').close()
-while not os.path.exists('over'):
-    time.sleep(0.05)
-"
-    );
-    sandbox.write("source/leased", "leased");
-    let holder = sandbox.tool("python3").args(["-c", &script]).start();
-    while !sandbox.has("ready") {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    holder
-}
-
 #[test]
 fn a_leased_file_is_read_after_the_lease_ends() {
     let sandbox = Sandbox::with_store();
-    let holder = hold_lease(&sandbox, "give_back");
+    let lease = Lease::hold(&sandbox, "source/leased", Some("sleep 0.3"));
     let outcome = sandbox.run(["backup", "source"]);
-    sandbox.write("over", "");
-    holder.wait().ok();
+    lease.end(&sandbox);
     outcome.ok();
     let dumped = sandbox.run(["dump", &sandbox.at("latest", "source/leased")]).ok();
     assert_eq!(dumped.stdout, "leased");
@@ -312,15 +287,14 @@ fn a_leased_file_is_read_after_the_lease_ends() {
 #[test]
 fn a_signal_stops_the_wait_for_a_lease() {
     let sandbox = Sandbox::with_store();
-    let holder = hold_lease(&sandbox, "signal.SIG_IGN");
+    let lease = Lease::hold(&sandbox, "source/leased", None);
     let began = Instant::now();
     let run = sandbox.forgekeep(["backup", "source"]).start();
     std::thread::sleep(Duration::from_millis(700));
     run.interrupt();
     let outcome = run.wait();
     let elapsed = began.elapsed();
-    sandbox.write("over", "");
-    holder.wait().ok();
+    lease.end(&sandbox);
     outcome.ends_with(130);
     assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
 }

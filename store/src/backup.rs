@@ -19,6 +19,7 @@ mod failure;
 mod gate;
 mod git_dir;
 mod ingest;
+mod lenders;
 mod merge;
 mod passes;
 mod pipeline;

@@ -85,9 +85,25 @@ pub fn is_git_dir<'a>(
 
 /// Returns true if a file begins like `HEAD`: with a reference or an object id.
 fn is_head(bytes: &[u8]) -> bool {
-    let is_id =
-        |len: usize| bytes.get(..len).is_some_and(|id| id.iter().all(u8::is_ascii_hexdigit));
-    bytes.starts_with(b"ref:") || is_id(40)
+    bytes.starts_with(b"ref:") || begins_with_id(bytes)
+}
+
+/// Returns true if the content of a `HEAD` is an object id: it names a commit and no branch.
+pub fn begins_with_id(bytes: &[u8]) -> bool {
+    bytes.get(..40).is_some_and(|id| id.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// Files of a git directory that decide which references and objects it has: the format and the
+/// default branch, directories of borrowed objects, and commits whose parents are left out.
+pub const GUIDES: [&[u8]; 6] =
+    [b"HEAD", b"config", b"config.worktree", b"commondir", b"shallow", ALTERNATES];
+
+/// Returns the git directory's part that belongs to one linked work tree, `worktrees/NAME`, if a
+/// path relative to the git directory is `worktrees/NAME/` and `below`.
+pub fn linked_work_tree<'p>(path: &'p [u8], below: &[u8]) -> Option<&'p [u8]> {
+    let own = path.strip_suffix(below)?.strip_suffix(b"/")?;
+    let name = own.strip_prefix(b"worktrees/")?;
+    (!name.is_empty() && !name.contains(&b'/')).then_some(own)
 }
 
 /// Phase in which a part of a git directory is read. Each phase ends before the next begins.
@@ -97,7 +113,7 @@ pub enum Phase {
     Settings,
     /// Below `refs/`.
     LooseRefs,
-    /// `packed-refs`, or the reftable.
+    /// `packed-refs`, or the reftable; the reftables of linked work trees.
     PackedRefs,
     /// `objects/??/*`.
     LooseObjects,
@@ -105,23 +121,27 @@ pub enum Phase {
     Packs,
     /// `objects/info/commit-graph` and `objects/info/commit-graphs/`.
     CommitGraphs,
+    /// `lfs/` and `modules/`: files and repositories that commits name.
+    Attached,
 }
 
 impl Phase {
     /// All phases in their order.
-    pub const ALL: [Phase; 6] = [
+    pub const ALL: [Phase; 7] = [
         Phase::Settings,
         Phase::LooseRefs,
         Phase::PackedRefs,
         Phase::LooseObjects,
         Phase::Packs,
         Phase::CommitGraphs,
+        Phase::Attached,
     ];
 
-    /// Returns the directory that holds everything of this phase, relative to the git directory.
+    /// Returns the directory that holds everything of this phase but the reftables of linked work
+    /// trees, relative to the git directory.
     pub fn begins_in(self) -> &'static [u8] {
         match self {
-            Phase::Settings | Phase::PackedRefs => b"",
+            Phase::Settings | Phase::PackedRefs | Phase::Attached => b"",
             Phase::LooseRefs => b"refs",
             Phase::LooseObjects | Phase::Packs => b"objects",
             Phase::CommitGraphs => b"objects/info",
@@ -134,6 +154,12 @@ impl Phase {
         match (parts.next().unwrap_or_default(), parts.next()) {
             (b"refs", Some(_)) => Phase::LooseRefs,
             (b"packed-refs" | b"reftable", _) => Phase::PackedRefs,
+            (b"lfs" | b"modules", _) => Phase::Attached,
+            (b"worktrees", Some(_))
+                if parts.next() == Some(b"reftable") && parts.next().is_some() =>
+            {
+                Phase::PackedRefs
+            }
             (b"objects", Some(b"pack")) => Phase::Packs,
             (b"objects", Some(fan_out)) if is_fan_out(fan_out) => Phase::LooseObjects,
             (b"objects", Some(b"info"))
@@ -258,8 +284,24 @@ mod tests {
             ("objects/info", Phase::Settings),
             ("objects/info/commit-graph", Phase::CommitGraphs),
             ("objects/info/commit-graphs/commit-graph-chain", Phase::CommitGraphs),
+            ("worktrees/x/HEAD", Phase::Settings),
+            ("worktrees/x/reftable", Phase::Settings),
+            ("worktrees/x/reftable/tables.list", Phase::PackedRefs),
+            ("worktrees/x", Phase::Settings),
+            ("lfs/objects/aa", Phase::Attached),
+            ("modules/x/HEAD", Phase::Attached),
         ] {
             assert_eq!(Phase::of(path.as_bytes()), phase, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_linked_work_tree_has_a_name() {
+        let of = |path: &'static str| linked_work_tree(path.as_bytes(), b"HEAD");
+        assert_eq!(of("worktrees/x/HEAD"), Some(&b"worktrees/x"[..]));
+        for path in ["worktrees/HEAD", "worktrees//HEAD", "worktrees/x/y/HEAD", "x/y/HEAD", "HEAD"]
+        {
+            assert_eq!(of(path), None, "{path}");
         }
     }
 

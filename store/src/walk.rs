@@ -837,16 +837,8 @@ pub enum Scanned {
     /// A directory in which a phase begins and in whose place something else is. That object belongs
     /// to another phase.
     NotDir(Vec<u8>, io::Error),
-}
-
-impl Scanned {
-    fn path(&self) -> &[u8] {
-        match self {
-            Scanned::Found(Found { path, .. })
-            | Scanned::Failed(path, _)
-            | Scanned::NotDir(path, _) => path,
-        }
-    }
+    /// The directory found last is a git directory. Its content is not scanned.
+    IsGitDir,
 }
 
 /// Takes what a scan finds, in path order, until it breaks.
@@ -859,6 +851,10 @@ struct Scan<'a> {
     path: &'a [u8],
     /// Everything, in path order, without a phase.
     phase: Option<git::Phase>,
+    /// Where the scan begins, relative to the git directory.
+    begins_in: &'a [u8],
+    /// True if git directories inside this one are scanned with it.
+    with_inner: bool,
     exclude: &'a Excluded,
     /// Maximum number of names in a directory.
     names_max: usize,
@@ -877,13 +873,15 @@ fn scan_whole(
 ) -> Option<Vec<Found>> {
     let top = Scope::all(source::stat_open(dir).ok()?.device);
     let mut found = Vec::new();
-    let scan = Scan { dir, path, phase: None, exclude, names_max: GIT_DIR_ENTRIES_MAX };
+    let names_max = GIT_DIR_ENTRIES_MAX;
+    let scan =
+        Scan { dir, path, phase: None, begins_in: b"", with_inner: true, exclude, names_max };
     let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let mut visit = |item| {
         match item {
             Scanned::Found(item) if found.len() < GIT_DIR_ENTRIES_MAX => found.push(item),
             Scanned::Failed(_, error) if is_gone(&error) => {}
-            Scanned::NotDir(..) => {}
+            Scanned::NotDir(..) | Scanned::IsGitDir => {}
             Scanned::Found(_) | Scanned::Failed(..) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
@@ -895,16 +893,36 @@ fn scan_whole(
     done.is_continue().then_some(found)
 }
 
+/// What a scan of a phase covers.
+#[derive(Clone, Copy)]
+pub struct PhaseScan<'a> {
+    /// The phase.
+    pub phase: git::Phase,
+    /// Where it begins, relative to the git directory.
+    pub begins_in: &'a [u8],
+    /// True if git directories inside this one are scanned with it, and without an order.
+    pub with_inner: bool,
+}
+
+impl<'a> PhaseScan<'a> {
+    /// Returns the scan of a whole phase.
+    pub fn of(phase: git::Phase) -> PhaseScan<'a> {
+        PhaseScan { phase, begins_in: phase.begins_in(), with_inner: true }
+    }
+}
+
 /// Scans a phase of an open git directory whose path in the tree is `path`. Skips files of running
 /// git operations.
 pub fn scan_phase(
     dir: BorrowedFd<'_>,
     path: &[u8],
-    phase: git::Phase,
+    of: PhaseScan<'_>,
     exclude: &Excluded,
     visit: Visit<'_>,
 ) {
-    let scan = Scan { dir, path, phase: Some(phase), exclude, names_max: usize::MAX };
+    let PhaseScan { phase, begins_in, with_inner } = of;
+    let names_max = usize::MAX;
+    let scan = Scan { dir, path, phase: Some(phase), begins_in, with_inner, exclude, names_max };
     // The visitor knows that it ended the scan.
     let _ = scan.run(visit);
 }
@@ -915,15 +933,10 @@ impl Scan<'_> {
             Ok(stat) => Scope::all(stat.device),
             Err(error) => return visit(Scanned::Failed(self.path.to_vec(), error)),
         };
-        let begins_in = self.begins_in();
-        match self.exclude.scope_below(self.dir, self.path, begins_in, top) {
-            Some(scope) => self.below(begins_in, scope, visit),
+        match self.exclude.scope_below(self.dir, self.path, self.begins_in, top) {
+            Some(scope) => self.below(self.begins_in, scope, visit),
             None => ControlFlow::Continue(()),
         }
-    }
-
-    fn begins_in(&self) -> &'static [u8] {
-        self.phase.map_or(b"", git::Phase::begins_in)
     }
 
     fn path_of(&self, below: &[u8]) -> Vec<u8> {
@@ -949,7 +962,7 @@ impl Scan<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return ControlFlow::Continue(());
             }
-            Err(error) if below == self.begins_in() && is_not_a_dir(&error) => {
+            Err(error) if below == self.begins_in && is_not_a_dir(&error) => {
                 return visit(Scanned::NotDir(path, error));
             }
             Err(error) => return visit(Scanned::Failed(path, error)),
@@ -1034,29 +1047,12 @@ impl Scan<'_> {
         }
     }
 
-    /// Scans a git directory inside this one, such as that of a submodule. A small one is listed in
-    /// the order of its phases.
+    /// Scans a git directory inside this one, such as that of a submodule.
     fn inner(&self, dir: BorrowedFd<'_>, path: &[u8], visit: Visit<'_>) -> ControlFlow<()> {
-        let whole = Scan { dir, path, phase: None, ..*self };
-        if self.phase.is_none() {
-            return whole.run(visit);
+        if !self.with_inner {
+            return visit(Scanned::IsGitDir);
         }
-        let mut items = Vec::new();
-        let mut collect = |item| {
-            items.push(item);
-            let is_large = items.len() > GIT_DIR_ENTRIES_MAX;
-            if is_large { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let is_small = git::Phase::ALL.into_iter().all(|phase| {
-            let names_max = self.names_max.min(GIT_DIR_ENTRIES_MAX);
-            let scan = Scan { phase: Some(phase), names_max, ..whole };
-            scan.run(&mut collect).is_continue()
-        });
-        if !is_small {
-            return whole.run(visit);
-        }
-        items.sort_by(|a, b| crate::entry::path_cmp(a.path(), b.path()));
-        items.into_iter().try_for_each(visit)
+        Scan { dir, path, phase: None, begins_in: b"", ..*self }.run(visit)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod gitlab;
 pub mod gitlab_container;
 pub mod instance;
 pub mod json_lines;
+pub mod lease;
 pub mod listeners;
 pub mod postgres;
 pub mod redis;

@@ -1,7 +1,8 @@
 //! Reads a git directory that is in use.
 //!
 //! The order is that of [`git::Phase`]. Files are opened as soon as they are listed and read while
-//! open, so unlinking them does no harm.
+//! open, so unlinking them does no harm. If one of [`git::GUIDES`] changed meanwhile, everything is
+//! read again: objects may have moved to a place that the copy does not name.
 
 use super::entry_runs::EntryRuns;
 use super::ingest::Ingest;
@@ -12,7 +13,7 @@ use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Hint};
 use crate::source::{self, Stat};
-use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, Root, Scanned, join};
+use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -28,8 +29,14 @@ const MUCH_LARGER: u64 = 2;
 const OPEN_FILES_MAX: usize = 512;
 /// Maximum number of listings of a repository that keeps changing.
 const ROUNDS_MAX: usize = 100;
+/// Maximum number of times that a git directory is read because its [`git::GUIDES`] change.
+const READINGS_MAX: usize = 10;
+/// Maximum depth of git directories inside each other that are read in order.
+const INNER_DEPTH_MAX: usize = 8;
 /// Maximum bytes of a reftable's list of tables that are read.
 const TABLE_LIST_BYTES: u64 = 1 << 20;
+/// File of a reftable that lists its tables.
+const TABLE_LIST: &[u8] = b"tables.list";
 /// Maximum bytes of a multi-pack-index that are searched for pack names.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
 
@@ -41,6 +48,19 @@ pub fn read(
     root: &Root,
     found: &Found,
     previous: Box<PreviousGitDir>,
+    send: impl FnMut(Vec<Entry>) -> bool,
+) -> Result<()> {
+    read_inner(ingest, recheck, root, found, previous, 0, send)
+}
+
+/// Like [`read`], for a git directory inside of `depth` others.
+fn read_inner(
+    ingest: &Ingest<'_>,
+    recheck: &Recheck<'_>,
+    root: &Root,
+    found: &Found,
+    previous: Box<PreviousGitDir>,
+    depth: usize,
     send: impl FnMut(Vec<Entry>) -> bool,
 ) -> Result<()> {
     let runs = EntryRuns::new(ingest.packer().workspace());
@@ -57,6 +77,7 @@ pub fn read(
         ingest,
         recheck,
         path: &found.path,
+        depth,
         root: &Root { tree_path: found.path.clone(), dir },
         previous: in_memory(recheck, &found.path, *previous),
         is_streamed,
@@ -65,22 +86,26 @@ pub fn read(
         runs,
         is_plain: false,
         begun: HashSet::new(),
+        guides: BTreeMap::new(),
+        linked_reftables: Vec::new(),
+        packs_read: HashMap::new(),
         reported: HashSet::new(),
     };
-    reading.take_below(Some(root), found)?;
-    let before = (reading.scan(Phase::CommitGraphs).0, reading.scan(Phase::Packs).0);
-    let mut packs_after = HashSet::new();
-    for phase in Phase::ALL {
-        match phase {
-            Phase::Settings | Phase::LooseRefs | Phase::LooseObjects => reading.plain(phase)?,
-            Phase::PackedRefs => reading.packed_refs()?,
-            Phase::Packs => packs_after = reading.packs()?,
-            Phase::CommitGraphs => {
-                let kept = before.1.iter().all(|pack| packs_after.contains(&pack.path));
-                reading.commit_graphs(&before.0, kept)?;
+    for readings in 1.. {
+        reading.begin();
+        reading.take_below(Some(root), found)?;
+        reading.references_and_objects()?;
+        match reading.changed_guide() {
+            None => break,
+            Some(path) if readings == READINGS_MAX => {
+                reading.unreadable(&path, &io::Error::other("it kept changing during the backup"));
+                break;
             }
+            Some(_) => {}
         }
     }
+    ingest.lenders.note(reading.root);
+    reading.plain(Phase::Attached)?;
     reading.runs.merge(reading.entries.into_values(), send)
 }
 
@@ -106,6 +131,8 @@ struct Reading<'a, 'b> {
     ingest: &'a Ingest<'b>,
     recheck: &'a Recheck<'a>,
     path: &'a [u8],
+    /// Number of git directories around this one.
+    depth: usize,
     root: &'a Root,
     /// Entries of the previous snapshot that are held in memory.
     previous: HashMap<Vec<u8>, Entry>,
@@ -121,6 +148,12 @@ struct Reading<'a, 'b> {
     is_plain: bool,
     /// Stored directories in which phases begin.
     begun: HashSet<&'static [u8]>,
+    /// State of each of [`git::GUIDES`], and of the same files of linked work trees, by path.
+    guides: BTreeMap<Vec<u8>, Guide>,
+    /// Reftables of linked work trees, relative to the git directory.
+    linked_reftables: Vec<Vec<u8>>,
+    /// Packs that an earlier reading has read, by path.
+    packs_read: HashMap<Vec<u8>, (Stat, Entry)>,
     /// Paths already reported, because repeated listings fail again.
     reported: HashSet<Vec<u8>>,
 }
@@ -130,12 +163,67 @@ impl Reading<'_, '_> {
         &self.root.dir
     }
 
+    /// Begins a reading, and forgets what an earlier one found.
+    fn begin(&mut self) {
+        self.entries.clear();
+        self.runs = EntryRuns::new(self.ingest.packer().workspace());
+        self.begun.clear();
+        self.linked_reftables.clear();
+        self.guides.clear();
+        for name in git::GUIDES {
+            self.note_guide(join(self.path, name));
+        }
+    }
+
+    /// Reads all phases but the last.
+    fn references_and_objects(&mut self) -> Result<()> {
+        let graphs = self.scan(PhaseScan::of(Phase::CommitGraphs)).0;
+        let packs = self.scan(PhaseScan::of(Phase::Packs)).0;
+        self.plain(Phase::Settings)?;
+        self.plain(Phase::LooseRefs)?;
+        self.packed_refs()?;
+        self.plain(Phase::LooseObjects)?;
+        let packs_after = self.packs()?;
+        let kept = packs.iter().all(|pack| packs_after.contains(&pack.path));
+        self.commit_graphs(&graphs, kept)
+    }
+
+    /// Notes the state of a file that must stay as it is.
+    fn note_guide(&mut self, path: Vec<u8>) {
+        let guide = self.guide(&path);
+        self.guides.insert(path, guide);
+    }
+
+    fn guide(&self, path: &[u8]) -> Guide {
+        let names_commit = path.ends_with(b"HEAD")
+            && source::open_file_below(self.dir().as_fd(), self.root.relative(path))
+                .and_then(|file| {
+                    let mut head = [0; 64];
+                    let len = file.read_at(&mut head, 0)?;
+                    Ok(git::begins_with_id(&head[..len]))
+                })
+                .unwrap_or(false);
+        let stat = source::stat_at(self.dir().as_fd(), self.root.relative(path)).ok();
+        Guide { stat, names_commit }
+    }
+
+    /// Returns the path of a file that decides how the others are understood and that changed since
+    /// the reading began.
+    fn changed_guide(&self) -> Option<Vec<u8>> {
+        let has_changed = |(path, before): &(&Vec<u8>, &Guide)| {
+            let now = self.guide(path);
+            // Commits are read after their names, so one `HEAD` is as good as the other.
+            now.stat != before.stat && !(now.names_commit && before.names_commit)
+        };
+        self.guides.iter().find(has_changed).map(|(path, _)| path.clone())
+    }
+
     /// Returns the listing of a phase, and true if it has no gaps. Reports each unreadable path and
     /// continues.
-    fn scan(&mut self, phase: Phase) -> (Vec<Found>, bool) {
+    fn scan(&mut self, of: PhaseScan<'_>) -> (Vec<Found>, bool) {
         let (mut found, mut has_gaps) = (Vec::new(), false);
         let (root, path, exclude) = (self.root, self.path, self.ingest.exclude);
-        walk::scan_phase(root.dir.as_fd(), path, phase, exclude, &mut |item| {
+        walk::scan_phase(root.dir.as_fd(), path, of, exclude, &mut |item| {
             match item {
                 Scanned::Found(item) => found.push(item),
                 other => has_gaps |= self.is_gap(other),
@@ -155,7 +243,7 @@ impl Reading<'_, '_> {
             Scanned::NotDir(path, error) if self.begun.contains(self.root.relative(&path)) => {
                 self.unreadable(&path, &error);
             }
-            Scanned::NotDir(..) | Scanned::Found(_) => {}
+            Scanned::NotDir(..) | Scanned::Found(_) | Scanned::IsGitDir => {}
         }
         false
     }
@@ -172,23 +260,30 @@ impl Reading<'_, '_> {
     fn plain(&mut self, phase: Phase) -> Result<()> {
         let (root, path, exclude) = (self.root, self.path, self.ingest.exclude);
         if self.is_streamed {
-            let begins_in = if phase == Phase::Settings {
-                path.to_vec()
-            } else {
-                join(path, phase.begins_in())
+            let begins_in = match phase.begins_in() {
+                b"" => path.to_vec(),
+                begins_in => join(path, begins_in),
             };
             self.streamed = Some(self.recheck.previous_within(&begins_in));
         }
         self.runs.begin();
         self.is_plain = true;
+        let with_inner = self.depth == INNER_DEPTH_MAX;
+        let of = PhaseScan { with_inner, ..PhaseScan::of(phase) };
         let (mut listed, mut done) = (Vec::new(), Ok(()));
-        walk::scan_phase(root.dir.as_fd(), path, phase, exclude, &mut |item| {
+        walk::scan_phase(root.dir.as_fd(), path, of, exclude, &mut |item| {
             match item {
-                Scanned::Found(found) => listed.push(found),
+                Scanned::Found(found) => {
+                    // The last one stays, because it may turn out to be a git directory.
+                    if listed.len() >= GIT_DIR_ENTRIES_MAX {
+                        done = self.take_listed(phase, &mut listed);
+                    }
+                    listed.push(Listed { found, is_git_dir: false });
+                }
+                Scanned::IsGitDir => {
+                    listed.iter_mut().next_back().into_iter().for_each(|dir| dir.is_git_dir = true);
+                }
                 other => drop(self.is_gap(other)),
-            }
-            if listed.len() >= GIT_DIR_ENTRIES_MAX {
-                done = self.take_listed(phase, &mut listed);
             }
             if done.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
@@ -200,9 +295,13 @@ impl Reading<'_, '_> {
     }
 
     /// Adds listed objects of a phase.
-    fn take_listed(&mut self, phase: Phase, listed: &mut Vec<Found>) -> Result<()> {
-        for found in listed.drain(..) {
+    fn take_listed(&mut self, phase: Phase, listed: &mut Vec<Listed>) -> Result<()> {
+        for Listed { found, is_git_dir } in listed.drain(..) {
             self.ingest.observer().progress().check()?;
+            if is_git_dir {
+                self.take_inner(&found)?;
+                continue;
+            }
             if phase == Phase::LooseRefs
                 && found.stat.kind == EntryKind::File
                 && found.stat.size == 0
@@ -212,9 +311,36 @@ impl Reading<'_, '_> {
                 self.note_skipped(&found, "empty ref");
                 continue;
             }
+            let inner = self.root.relative(&found.path);
+            if git::linked_work_tree(inner, b"HEAD").is_some() {
+                let guide = Guide { stat: Some(found.stat), ..self.guide(&found.path) };
+                self.guides.insert(found.path.clone(), guide);
+            }
             self.take(&found)?;
         }
         Ok(())
+    }
+
+    /// Adds a git directory inside this one.
+    fn take_inner(&mut self, found: &Found) -> Result<()> {
+        let own = self.previous(&found.path);
+        let is_below = |entry: &&Entry| {
+            entry.path.strip_prefix(&found.path[..]).is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        let below = if self.is_streamed {
+            Below::TooMany
+        } else {
+            Below::All(self.previous.values().filter(is_below).cloned().collect())
+        };
+        let previous = Box::new(PreviousGitDir { own, below });
+        let (ingest, recheck, root, depth) = (self.ingest, self.recheck, self.root, self.depth + 1);
+        let mut done = Ok(());
+        let runs = &mut self.runs;
+        read_inner(ingest, recheck, root, found, previous, depth, |entries| {
+            done = entries.into_iter().try_for_each(|entry| runs.push(entry));
+            done.is_ok()
+        })?;
+        done
     }
 
     fn note_skipped(&self, found: &Found, why: &str) {
@@ -271,8 +397,11 @@ impl Reading<'_, '_> {
 
     fn keep(&mut self, entry: Option<Entry>) -> Result<()> {
         let Some(entry) = entry else { return Ok(()) };
+        let inner = self.root.relative(&entry.path);
         if entry.kind == EntryKind::Directory {
-            let inner = self.root.relative(&entry.path);
+            if git::linked_work_tree(inner, b"reftable").is_some() {
+                self.linked_reftables.push(inner.to_vec());
+            }
             let begins_in = Phase::ALL.map(Phase::begins_in);
             self.begun.extend(begins_in.into_iter().find(|begins_in| *begins_in == inner));
         }
@@ -290,10 +419,22 @@ impl Reading<'_, '_> {
     }
 
     fn packed_refs(&mut self) -> Result<()> {
+        self.packed_refs_of(b"", PhaseScan::of(Phase::PackedRefs))?;
+        for reftable in std::mem::take(&mut self.linked_reftables) {
+            let own = git::linked_work_tree(&reftable, b"reftable").unwrap_or_default();
+            let of = PhaseScan { begins_in: &reftable, ..PhaseScan::of(Phase::PackedRefs) };
+            self.packed_refs_of(own, of)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the packed references in `own`, a directory relative to the git directory.
+    fn packed_refs_of(&mut self, own: &[u8], of: PhaseScan<'_>) -> Result<()> {
+        let reftable = join(self.path, &join(own, b"reftable"));
         let mut last = None;
         for round in 1.. {
-            let (found, _) = self.scan(Phase::PackedRefs);
-            let list = match self.take_refs_of(&found, false)? {
+            let (found, _) = self.scan(of);
+            let list = match self.take_refs_of(&reftable, &found, false)? {
                 Refs::Complete => return Ok(()),
                 Refs::LackTables(list) => list,
             };
@@ -303,9 +444,9 @@ impl Reading<'_, '_> {
             if is_same || round == ROUNDS_MAX {
                 if !is_same {
                     let error = io::Error::other("its reftable kept changing during the backup");
-                    self.unreadable(&join(self.path, b"reftable"), &error);
+                    self.unreadable(&reftable, &error);
                 }
-                self.take_refs_of(&found, true)?;
+                self.take_refs_of(&reftable, &found, true)?;
                 return Ok(());
             }
             last = list;
@@ -313,10 +454,10 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// Adds the listed refs. If a listed table is missing, adds nothing, unless the rest `is_final`:
-    /// then reports the missing ones.
-    fn take_refs_of(&mut self, found: &[Found], is_final: bool) -> Result<Refs> {
-        let list_path = join(self.path, b"reftable/tables.list");
+    /// Adds the listed refs, of which some are in the directory `reftable`. If a table in its list is
+    /// missing, adds nothing, unless the rest `is_final`: then reports the missing ones.
+    fn take_refs_of(&mut self, reftable: &[u8], found: &[Found], is_final: bool) -> Result<Refs> {
+        let list_path = join(reftable, TABLE_LIST);
         let is_list =
             |found: &&Found| found.path == list_path && found.stat.kind == EntryKind::File;
         let Some(list) = found.iter().find(is_list) else {
@@ -342,7 +483,7 @@ impl Reading<'_, '_> {
             }
         };
         let lacks_tables = || Ok(Refs::LackTables(source::stat_open(&list_file).ok()));
-        let listed = tables(self.path, &text);
+        let listed = tables(reftable, &text);
         let (mut tables, mut others) = (Vec::new(), Vec::new());
         for path in &listed {
             let missing = || io::Error::other("tables.list names it, and it does not exist");
@@ -375,7 +516,7 @@ impl Reading<'_, '_> {
         others.into_iter().try_for_each(|found| self.take(found))?;
         self.take_open(list, &list_file)?;
         // `packed-refs`, the directory, and files of others. Unlisted tables are left-overs of git.
-        let in_reftable = join(self.path, b"reftable/");
+        let in_reftable = join(reftable, b"");
         for found in found {
             let is_table = found.path.starts_with(&in_reftable)
                 && found.path.ends_with(b".ref")
@@ -405,7 +546,7 @@ impl Reading<'_, '_> {
             self.ingest.observer().progress().check()?;
             // A pack that vanished during the scan has a successor that may be newer than the
             // listing.
-            (last, is_settled) = self.scan(Phase::Packs);
+            (last, is_settled) = self.scan(PhaseScan::of(Phase::Packs));
             let listed = paths(&last);
             if round == 0 {
                 self.withdraw_gone(&listed);
@@ -468,7 +609,7 @@ impl Reading<'_, '_> {
     /// Adds the commit-graphs if they are unchanged since `before` and no pack went away. All
     /// commits that they name are then in the copy.
     fn commit_graphs(&mut self, before: &[Found], packs_were_kept: bool) -> Result<()> {
-        let (now, is_whole) = self.scan(Phase::CommitGraphs);
+        let (now, is_whole) = self.scan(PhaseScan::of(Phase::CommitGraphs));
         let files = || now.iter().filter(|found| found.stat.kind == EntryKind::File);
         let mut open = Vec::new();
         let mut is_as_listed = is_whole && packs_were_kept && now == before;
@@ -512,7 +653,7 @@ impl Reading<'_, '_> {
                 Some(previous) if self.recheck.is_unchanged(&found.stat, previous)? => {
                     Some(self.recheck.refreshed(&found.stat, previous.clone()))
                 }
-                _ => None,
+                _ => self.read_before(found),
             };
             let is_index = found.path.ends_with(b".idx");
             let file = if unchanged.is_some() && !is_index {
@@ -540,6 +681,13 @@ impl Reading<'_, '_> {
             pack.files.iter_mut().for_each(|of| of.file = None);
         }
         Ok(Some(pack))
+    }
+
+    /// Returns the entry of a pack's file if an earlier reading has read it. git never changes one in
+    /// place.
+    fn read_before(&self, found: &Found) -> Option<Entry> {
+        let (stat, entry) = self.packs_read.get(&found.path)?;
+        (*stat == found.stat).then(|| entry.clone())
     }
 
     /// Adds all of these packs. Compares new ones with `old` ones; `listed` are the current paths.
@@ -581,6 +729,9 @@ impl Reading<'_, '_> {
                 _ => Hint::Nothing,
             };
             let entry = self.ingest.open_entry(found, file, like, previous)?;
+            if let Some(entry) = &entry {
+                self.packs_read.insert(found.path.clone(), (found.stat, entry.clone()));
+            }
             self.keep(entry)?;
         }
         pack.others.iter().try_for_each(|found| self.take(found))
@@ -652,26 +803,35 @@ fn table_list(file: &File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Returns the paths of the tables in a list of the git directory `path`.
-fn tables(path: &[u8], list: &[u8]) -> HashSet<Vec<u8>> {
+/// Returns the paths of the tables in the list of the directory `reftable`.
+fn tables(reftable: &[u8], list: &[u8]) -> HashSet<Vec<u8>> {
     let names = list.split(|b| *b == b'\n').filter(|name| !name.is_empty());
-    names.map(|name| join(path, &join(b"reftable", name))).collect()
+    names.map(|name| join(reftable, name)).collect()
 }
 
-/// Returns true if a scan of the git directory `path` found every table in the list of its
-/// reftable. A missing one must be reported by each backup, even if nothing changed.
+/// Returns true if a scan of the git directory `path` found every table in the lists of its
+/// reftables. A missing one must be reported by each backup, even if nothing changed.
 pub fn has_all_tables(root: &Root, path: &[u8], content: &[Found]) -> bool {
-    let list_path = join(path, b"reftable/tables.list");
-    let is_list = |found: &Found| found.path == list_path && found.stat.kind == EntryKind::File;
-    if !content.iter().any(is_list) {
-        return true;
-    }
-    let list = root.relative(&list_path);
-    let text = source::open_file_below(root.dir.as_fd(), list).and_then(|file| table_list(&file));
-    // A list that cannot be read is read again, and reported.
-    text.is_ok_and(|text| {
-        let found: HashSet<&[u8]> = paths(content);
-        tables(path, &text).iter().all(|table| found.contains(&table[..]))
+    let mut found = None;
+    content.iter().filter(|of| of.stat.kind == EntryKind::File).all(|of| {
+        let Some(reftable) =
+            of.path.strip_suffix(TABLE_LIST).and_then(|dir| dir.strip_suffix(b"/"))
+        else {
+            return true;
+        };
+        let inner = reftable.strip_prefix(path).unwrap_or_default();
+        let inner = inner.strip_prefix(b"/").unwrap_or(inner);
+        if inner != b"reftable" && git::linked_work_tree(inner, b"reftable").is_none() {
+            return true;
+        }
+        let list = root.relative(&of.path);
+        let text =
+            source::open_file_below(root.dir.as_fd(), list).and_then(|file| table_list(&file));
+        // A list that cannot be read is read again, and reported.
+        text.is_ok_and(|text| {
+            let found = found.get_or_insert_with(|| paths(content));
+            tables(reftable, &text).iter().all(|table| found.contains(&table[..]))
+        })
     })
 }
 
@@ -680,6 +840,20 @@ enum Refs {
     Complete,
     /// Tables in the list are missing. Holds the list's metadata if it could be opened.
     LackTables(Option<Stat>),
+}
+
+/// State of a file that decides how others are understood.
+struct Guide {
+    /// Metadata; `None` if it is missing.
+    stat: Option<Stat>,
+    /// True if it is a `HEAD` that names a commit.
+    names_commit: bool,
+}
+
+/// A listed object of a phase.
+struct Listed {
+    found: Found,
+    is_git_dir: bool,
 }
 
 /// A file of a pack, open if it must be read.

@@ -1,6 +1,7 @@
 //! Turns objects found by the walk into tree entries: reads metadata, cuts and stores content.
 
 use super::absolute;
+use super::lenders::Lenders;
 use super::run::{BackupState, Counters, FileSystems};
 use crate::entry::{Content, Entry, EntryKind, HardLink};
 use crate::error::{Error, Result};
@@ -91,6 +92,8 @@ impl From<io::Error> for IngestError {
 pub struct Ingest<'a> {
     pub counters: &'a Counters,
     pub exclude: &'a Excluded,
+    /// Git directories from which those that are read borrow objects.
+    pub lenders: Lenders,
     file_systems: &'a FileSystems,
     owners: &'a Owners,
     reuse: Reuse<'a>,
@@ -156,8 +159,8 @@ impl<'a> Ingest<'a> {
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
         let reuse = Reuse { store, packer, cutter, fine_cutter, allowance, many_packs };
-        let linked = Default::default();
-        Ok(Ingest { counters, exclude, file_systems, owners, reuse, region, linked })
+        let (linked, lenders) = Default::default();
+        Ok(Ingest { counters, exclude, lenders, file_systems, owners, reuse, region, linked })
     }
 
     /// Returns the observer of the backup.

@@ -4,28 +4,31 @@ use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
 use super::ingest::{FileContent, Ingest, IngestError};
 use super::previous::{Comparison, Previous, Recheck};
-use super::roots::Roots;
+use super::roots::{Roots, Source};
 use super::run::{BackupState, Totals};
 use super::{BackupOptions, Report, inside_of, named, outside, pipeline, survey, tree_path};
 use crate::chunks::Chunks;
-use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
+use crate::entry::{Entry, EntryKind, Time, check_path, display_path, is_within, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::SourceGlobs;
+use crate::glob::{SourceGlobs, ends};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
 use crate::store::Store;
 use crate::threads;
 use crate::tree::{Lookup, TreeReader};
-use crate::walk::{Excluded, Rules};
+use crate::walk::{Excluded, Rules, join};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Maximum length of a chain of git directories that borrow from each other.
+const LENDERS_DEPTH_MAX: usize = 10;
 
 /// Criterion for finding the previous snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +76,13 @@ pub struct Sources {
     pub excludes: Vec<Vec<u8>>,
     /// Absolute paths to skip with everything below, unless they are in `paths`.
     pub leave: Vec<PathBuf>,
+}
+
+/// What a pass read.
+struct PassRead {
+    tree: (ChunkId, Totals),
+    /// Git directories from which others borrow objects, as paths in a tree.
+    lenders: Vec<Vec<u8>>,
 }
 
 /// Tree with which a pass compares.
@@ -177,7 +187,7 @@ impl<'a> Backup<'a> {
             }
         }
         self.check_record()?;
-        let (store, options) = (self.run.store, self.options);
+        let store = self.run.store;
         let exclude = self.exclude(sources)?;
         let Roots { tops, named: inner, mut shell, refused } = Roots::look(&paths)?;
         shell.extend(sources.links.iter().map(|link| tree_path(link)));
@@ -186,43 +196,106 @@ impl<'a> Backup<'a> {
             self.run.counters.report_unreadable(store.observer(), &path, error);
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
-        let entries = self.before.map(|before| TreeReader::new(&before.root, store));
-        let taken_over = self.before.filter(|before| before.is_taken_over);
+        let PassRead { tree, lenders } = self.pass(&tops, &exclude, self.before, self.is_whole)?;
+        self.has_content |= tree.1.entries > shell.len() as u64;
+        self.trees.push(tree);
+        self.read_lenders(lenders, &tops, &exclude)
+    }
+
+    /// Reads the git directories again from which others borrow objects, if they changed since.
+    /// Theirs are needed as they were after the last borrower.
+    fn read_lenders(
+        &mut self,
+        mut lenders: Vec<Vec<u8>>,
+        tops: &[Source],
+        exclude: &Excluded,
+    ) -> Result<()> {
+        if self.options.is_dry {
+            return Ok(()); // nobody can compare with its tree
+        }
+        for _ in 0..LENDERS_DEPTH_MAX {
+            // Another pass reads those that were left out.
+            let is_left = |path: &[u8]| ends(path).any(|end| exclude.leave.contains(&path[..end]));
+            lenders.retain(|path| tops.iter().any(|top| is_within(path, &top.path)));
+            lenders.retain(|path| !is_left(path));
+            if lenders.is_empty() {
+                return Ok(());
+            }
+            let root = self.tree()?;
+            let mut read = Lookup::new(&root, self.run.store);
+            lenders.retain(|path| matches!(read.at(&join(path, b"HEAD")), Ok(Some(_))));
+            let paths: Vec<PathBuf> = lenders.iter().map(|path| super::absolute(path)).collect();
+            // One that is gone by now is in the tree.
+            let Ok(Roots { tops, .. }) = Roots::look(&paths) else { return Ok(()) };
+            let (started, ended) = (self.run.start, (self.options.about.clock)());
+            let before = Before { root, started, ended, is_taken_over: true };
+            let counters = &self.run.counters;
+            let changes = counters.changes();
+            let was_again = counters.set_again(true);
+            let done = self.pass(&tops, exclude, Some(before), true);
+            let counters = &self.run.counters;
+            counters.set_again(was_again);
+            let again = match done {
+                // It was read before.
+                Err(Error::Source { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Ok(());
+                }
+                Err(Error::Source { path, source }) => {
+                    let path = super::tree_path(&path);
+                    counters.report_unreadable(self.run.store.observer(), &path, &source);
+                    return Ok(());
+                }
+                done => done?,
+            };
+            if counters.changes() == changes {
+                return Ok(());
+            }
+            self.trees.push(again.tree);
+            lenders = again.lenders;
+        }
+        Ok(())
+    }
+
+    /// Reads these source paths and compares with the tree `before`, which may be whole.
+    fn pass(
+        &self,
+        tops: &[Source],
+        exclude: &Excluded,
+        before: Option<Before>,
+        is_whole: bool,
+    ) -> Result<PassRead> {
+        let (store, options) = (self.run.store, self.options);
+        let entries = before.map(|before| TreeReader::new(&before.root, store));
+        let taken_over = before.filter(|before| before.is_taken_over);
         let comparison = taken_over.map(|Before { started, ended, .. }| Comparison {
             ctime: !options.ignore_ctime,
             inode: !options.ignore_inode,
             started,
             ended,
         });
-        let is_whole = self.is_whole;
         let (file_systems, owners) = (&self.run.file_systems, &self.run.owners);
-        let root = self.before.map(|before| before.root);
+        let root = before.map(|before| before.root);
         let recheck = Recheck { store, comparison, is_whole, root, file_systems, owners };
-        let ingest = Ingest::new(&self.run, &exclude)?;
-        let rules = Rules {
-            exclude: exclude.clone(),
-            git_dirs: true,
-            scan_git_dirs: self.before.is_some(),
-        };
+        let ingest = Ingest::new(&self.run, exclude)?;
+        let rules =
+            Rules { exclude: exclude.clone(), git_dirs: true, scan_git_dirs: before.is_some() };
         let is_over = AtomicBool::new(false);
         let tree = std::thread::scope(|scope| {
             let observer = store.observer();
-            if self.before.is_none() && observer.wants_totals() {
+            if before.is_none() && observer.wants_totals() {
                 // Without this thread, only the totals are missing.
                 let _ = threads::spawn_scoped(scope, || {
-                    survey::survey(&tops, &rules, observer.progress(), &is_over);
+                    survey::survey(tops, &rules, observer.progress(), &is_over);
                 });
             }
             let done =
                 pipeline::run(&ingest, &recheck, Previous::new(entries, &store.damage), |merge| {
-                    merge.sources(&tops, &rules, options.walk_threads)
+                    merge.sources(tops, &rules, options.walk_threads)
                 });
             is_over.store(true, Relaxed);
             done
         })?;
-        self.has_content |= tree.1.entries > shell.len() as u64;
-        self.trees.push(tree);
-        Ok(())
+        Ok(PassRead { tree, lenders: ingest.lenders.into_paths() })
     }
 
     /// Returns the exclusion rules of a pass and adds them to the record.
@@ -306,7 +379,8 @@ impl<'a> Backup<'a> {
         self.is_whole = true;
         self.trees.clear();
         self.has_content = false;
-        self.run.counters.begin_again();
+        self.run.counters.empty_references.lock().clear();
+        self.run.counters.set_again(true);
         Ok(())
     }
 

@@ -97,10 +97,21 @@ impl Counters {
         observer.event(Event::MetadataUnreadable { path: absolute(path), reason });
     }
 
-    /// Stops counting unchanged entries, because they were counted before.
-    pub fn begin_again(&self) {
-        self.empty_references.lock().clear();
-        self.is_again.store(true, Relaxed);
+    /// Stops counting unchanged entries if they were counted before. Returns the previous choice.
+    pub fn set_again(&self, is_again: bool) -> bool {
+        self.is_again.swap(is_again, Relaxed)
+    }
+
+    /// Returns the number of changes that were counted, to be compared with a later number.
+    pub fn changes(&self) -> u64 {
+        let changes = [
+            &self.files_new,
+            &self.files_changed,
+            &self.dirs_new,
+            &self.dirs_changed,
+            &self.others,
+        ];
+        changes.into_iter().map(|count| count.load(Relaxed)).sum()
     }
 
     /// Counts an entry that was taken over unchanged.
