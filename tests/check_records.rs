@@ -218,17 +218,42 @@ fn a_check_without_a_record_promises_no_repair() {
     assert!(!reader.contains("the next backup"), "{reader}");
 }
 
+/// Replaces the only record by one that a clock made which is `ahead` by this number of seconds.
+fn move_record(sandbox: &Sandbox, ahead: i64) {
+    let record = records(sandbox)[0].to_string();
+    let started = records(sandbox)[0]["started"].as_i64().expect("a time");
+    std::fs::remove_dir_all(sandbox.path("store/checks")).expect("removes");
+    let later = started + ahead;
+    let record = record.replace(&started.to_string(), &later.to_string()) + "\n";
+    let hash = blake3::hash(record.as_bytes());
+    sandbox.write(&format!("store/checks/{later:012}-{hash}"), &record);
+}
+
+#[test]
+fn a_fault_outlives_good_checks_that_did_not_know_of_it_whatever_the_clocks_say() {
+    let sandbox = three_nights();
+    let segment = large_segments(&sandbox).remove(0);
+    let intact = std::fs::read(&segment).expect("reads");
+    sandbox.run(["check", "--read-data"]).ok();
+    move_record(&sandbox, 300);
+    spoil(&segment, 5000);
+    sandbox.run(["check", "--read-data"]).ends_with(1);
+    assert!(sandbox.run(["snapshots"]).ok().stdout.contains("FAULTY"));
+    std::fs::remove_file(sandbox.path("store/index.sqlite")).expect("removes");
+    sandbox.backup(["source"]);
+    sandbox.restore("latest", "restored");
+    sandbox.run(["check"]).ok();
+    // A check that knew of it ends the fault.
+    std::fs::write(&segment, intact).expect("puts it back");
+    sandbox.run(["check", "--read-data"]).ok();
+    assert!(!sandbox.run(["snapshots"]).ok().stdout.contains("FAULTY"));
+}
+
 #[test]
 fn records_from_the_future_are_ignored() {
     let sandbox = three_nights();
     sandbox.run(["check", "--read-data"]).ok();
-    let record = records(&sandbox)[0].to_string();
-    let started = records(&sandbox)[0]["started"].as_i64().expect("a time");
-    std::fs::remove_dir_all(sandbox.path("store/checks")).expect("removes");
-    let later = started + 100_000_000;
-    let record = record.replace(&started.to_string(), &later.to_string()) + "\n";
-    let hash = blake3::hash(record.as_bytes());
-    sandbox.write(&format!("store/checks/{later:012}-{hash}"), &record);
+    move_record(&sandbox, 100_000_000);
     for segment in large_segments(&sandbox) {
         spoil(&segment, 5000);
     }

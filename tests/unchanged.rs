@@ -311,18 +311,22 @@ fn unchanged_files_get_the_names_that_accounts_have_now() {
         for name in source/dir/f source/renamed source/later source/gone; do echo 1 > $name; done
         chown 64501:64501 source/dir/f source/renamed; chown 64502 source/later
         chown 64503 source/gone; setfacl -m u:64501:r source/gone
+        mkdir source/old; echo 2 >source/old/link; chown 64503 source/old/link
+        setfacl -m u:64503:r source/old/link; ln source/old/link source/z
         names() { grep -v :6450 passwd > new; printf '%s\\n' \"$@\" >> new; cat new > passwd; }
         cp /etc/passwd passwd; mount --bind passwd /etc/passwd; sleep 0.1
         names alice:x:64501:100::/:/bin/sh gina:x:64503:100::/:/bin/sh
         $FK backup source
         names bob:x:64501:100::/:/bin/sh carol:x:64502:100::/:/bin/sh
-        $FK backup source | grep ' 4 unmodified'
+        mv source/old source/new
+        $FK backup source | grep ' 5 unmodified'
         $FK ls -l latest
         names alice:x:64601:100::/:/bin/sh bob:x:64602:100::/:/bin/sh \
             carol:x:64603:100::/:/bin/sh gina:x:64604:100::/:/bin/sh
         $FK restore latest:$PWD/source -t restored
         cd restored
         test \"$(stat -c %u dir/f renamed later gone | xargs)\" = '64602 64602 64603 64604'
-        getfacl -nc gone | grep user:64602:r";
+        getfacl -nc gone | grep user:64602:r
+        test new/link -ef z";
     sandbox.in_mount_namespace(script).env("FORGEKEEP_STORE", sandbox.text("store")).run().ok();
 }

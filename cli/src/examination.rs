@@ -62,6 +62,7 @@ impl Examination {
             faulty: Vec::new(),
             damaged_segments: Vec::new(),
             damaged_records: Vec::new(),
+            outweighs: Vec::new(),
             faults: 0,
             unknown: 0,
             bytes: 0,
@@ -103,7 +104,7 @@ pub fn judge(
 }
 
 /// Returns the readable records since a time, newest first. Warns of the others, and of those from the
-/// future: made under a wrong clock, they would be the newest ones for years.
+/// future: made under a wrong clock, good ones would be the newest for years, and are left out.
 pub fn read(store: &Store, since: i64, ui: &Ui) -> Vec<CheckRecord> {
     let all = match store.check_records(since) {
         Ok(all) => all,
@@ -118,14 +119,17 @@ pub fn read(store: &Store, since: i64, ui: &Ui) -> Vec<CheckRecord> {
         ui.warn(&format!("ignoring {records} of checks and drills: {error}"));
     }
     let is_future = |record: &CheckRecord| snapshot::is_future(record.started, now());
-    let (future, good): (Vec<_>, Vec<_>) = good.into_iter().flatten().partition(is_future);
-    if !future.is_empty() {
-        let records = count(future.len() as u64, "record");
+    let mut records: Vec<CheckRecord> = good.into_iter().flatten().collect();
+    let future = records.iter().filter(|record| is_future(record)).count();
+    if future > 0 {
+        let future = count(future as u64, "record");
         ui.warn(&format!(
-            "ignoring {records} of checks and drills dated in the future; check this machine's clock"
+            "{future} of checks and drills dated in the future; only faults in them count; check \
+             this machine's clock"
         ));
     }
-    good
+    records.retain(|record| !record.faulty.is_empty() || !is_future(record));
+    records
 }
 
 /// Returns the standing of a snapshot in a column: the day of its check, if it is checked.

@@ -4,11 +4,9 @@
 //! the examination, so that the newest ones are found without reading the others.
 
 use crate::backend;
-use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
-use crate::snapshot::{CLOCK_TOLERANCE, is_future};
 use crate::store::Store;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -29,6 +27,8 @@ const SNAPSHOTS_MAX: usize = 20_000;
 const SEGMENTS_MAX: usize = 10_000;
 /// Maximum number of parts in a record.
 const PARTS_MAX: usize = 100;
+/// Maximum length of the id of a run in bytes.
+const RUN_BYTES_MAX: usize = 64;
 /// Maximum length of a text in a record in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
 
@@ -73,6 +73,10 @@ pub struct CheckRecord {
     #[serde(default, serialize_with = "as_hex", deserialize_with = "of_hex")]
     #[schemars(with = "Vec<String>")]
     pub damaged_records: Vec<SnapshotId>,
+    /// Ids of runs (`run_id`) that had found faults when this one began. Their faults are gone if this
+    /// one did not find them: clocks of machines differ, so times do not tell which run was later.
+    #[serde(default)]
+    pub outweighs: Vec<String>,
     /// Number of faults: damaged objects and lost paths, or faulty parts.
     pub faults: u64,
     /// Number of parts that could not be examined.
@@ -225,6 +229,12 @@ impl CheckRecord {
         }
     }
 
+    /// Returns true if the examination found something wrong.
+    fn has_faults(&self) -> bool {
+        let lists = [self.damaged_records.len(), self.damaged_segments.len(), self.faulty.len()];
+        self.result == CheckResult::Faulty || lists.iter().any(|len| *len > 0)
+    }
+
     /// Cuts values that exceed a limit of readers.
     fn fit(&mut self) {
         for ids in [&mut self.snapshots, &mut self.faulty, &mut self.damaged_records] {
@@ -232,11 +242,14 @@ impl CheckRecord {
         }
         self.damaged_segments.truncate(SEGMENTS_MAX);
         self.parts.truncate(PARTS_MAX);
+        self.outweighs.truncate(READ_MAX);
         let names = self.parts.iter_mut().flat_map(|part| [&mut part.name, &mut part.text]);
         let own = [&mut self.program, &mut self.host, &mut self.run_id];
-        for text in own.into_iter().chain(&mut self.message).chain(&mut self.instance).chain(names)
-        {
-            let mut end = text.len().min(TEXT_BYTES_MAX);
+        let own = own.into_iter().chain(&mut self.message).chain(&mut self.instance);
+        let texts = own.chain(names).map(|text| (text, TEXT_BYTES_MAX));
+        let runs = self.outweighs.iter_mut().map(|run| (run, RUN_BYTES_MAX));
+        for (text, max) in texts.chain(runs) {
+            let mut end = text.len().min(max);
             while !text.is_char_boundary(end) {
                 end -= 1;
             }
@@ -330,40 +343,41 @@ impl Store {
         Ok(records)
     }
 
+    /// Returns the ids of runs that found faults, for [`CheckRecord::outweighs`].
+    pub fn faulty_runs(&self) -> Result<Vec<String>> {
+        // Commands that show the records warn of unreadable ones.
+        let records = self.check_records(i64::MIN)?.into_iter().flatten();
+        let runs = records.filter(CheckRecord::has_faults).map(|record| record.run_id);
+        Ok(runs.filter(|run| !run.is_empty()).collect())
+    }
+
     /// Marks in the index what checks found damaged, and repairs records of which they found one copy
     /// damaged. A rebuilt index has no marks, and each machine may have an index of its own.
     ///
-    /// A later check of all data that finds a segment intact outweighs the damage. Clocks of other
-    /// machines may differ, and those of checks from the future, seen from `now`, are wrong.
-    pub(crate) fn heed_checks(&self, now: Time) -> Result<()> {
+    /// A check of all data that knew of the damage and finds the segment intact outweighs it.
+    pub(crate) fn heed_checks(&self) -> Result<()> {
         let names = self.names_of_checks(i64::MIN)?;
         let key = blake3::hash(names.join("\n").as_bytes());
         if names.is_empty() || self.index.heeded_checks()?.as_deref() == Some(key.as_bytes()) {
             return Ok(());
         }
-        // For each segment, the newest time and the machine of a record that names it.
-        let mut damaged: HashMap<SegmentId, (i64, String)> = HashMap::new();
-        let mut snapshots = BTreeSet::new();
         // Commands that show the records warn of unreadable ones.
-        let records = self.read_check_records(&names)?.into_iter().rev().flatten();
-        for record in records.filter(|record| record.kind == CheckKind::Check) {
-            let is_good = record.level == CheckLevel::Data
-                && record.result != CheckResult::Failed
-                && !is_future(record.started, now);
-            if is_good {
-                damaged.retain(|_, (time, host)| {
-                    let tolerance = if *host == record.host { 0 } else { CLOCK_TOLERANCE };
-                    time.saturating_add(tolerance) > record.started
-                });
-            }
-            let found = (record.started, record.host);
-            damaged.extend(record.damaged_segments.into_iter().map(|id| (id, found.clone())));
-            snapshots.extend(record.damaged_records);
-        }
+        let records: Vec<CheckRecord> =
+            self.read_check_records(&names)?.into_iter().flatten().collect();
+        let checks = || records.iter().filter(|record| record.kind == CheckKind::Check);
+        let has_read_all = |record: &&CheckRecord| {
+            record.level == CheckLevel::Data && record.result != CheckResult::Failed
+        };
+        let outweighed: HashSet<&String> =
+            checks().filter(has_read_all).flat_map(|record| &record.outweighs).collect();
+        let counts = |record: &&CheckRecord| !outweighed.contains(&record.run_id);
+        let damaged: HashSet<SegmentId> =
+            checks().filter(counts).flat_map(|record| record.damaged_segments.clone()).collect();
+        let snapshots: BTreeSet<&SnapshotId> =
+            checks().flat_map(|record| &record.damaged_records).collect();
         for id in snapshots {
-            self.mend_record(&id);
+            self.mend_record(id);
         }
-        let damaged: HashSet<SegmentId> = damaged.into_keys().collect();
         if self.index.mark_damaged(&damaged)? {
             // A new index may locate chunks there that another segment has as well.
             self.locate_again()?;
@@ -400,61 +414,105 @@ pub struct Judged {
 /// Judges snapshots by records, which are in order, the newest first. A snapshot without a record
 /// is missing in the answer.
 ///
-/// Checks and drills are judged apart, because neither sees the faults that only the other finds.
-/// A check of the structure does not outweigh a fault in the data. Checks of all parts, one after the
-/// other, are a check of all data.
-pub fn judge<'a>(records: impl Iterator<Item = &'a CheckRecord>) -> HashMap<SnapshotId, Judged> {
-    /// State of a snapshot while records are read.
-    #[derive(Default)]
-    struct Found {
-        check: Option<Judged>,
-        drill: Option<Judged>,
-        structure: Option<Judged>,
-        /// Parts read without a fault, by the number of parts, and the newest of these checks.
-        parts: BTreeMap<u32, (BTreeSet<u32>, i64)>,
-    }
-    let mut all: HashMap<SnapshotId, Found> = HashMap::new();
-    for record in records.filter(|record| record.result != CheckResult::Failed) {
-        let judged = |standing| {
-            let (kind, level, started) = (record.kind, record.level, record.started);
-            Judged { standing, kind, level, started }
-        };
+/// A fault stays until an examination that knew of it does not find it. Checks and drills are judged
+/// apart, because neither sees the faults that only the other finds. A check of the structure does
+/// not outweigh a fault in the data. Checks of all parts together are a check of all data.
+pub fn judge<'a>(
+    records: impl Iterator<Item = &'a CheckRecord> + Clone,
+) -> HashMap<SnapshotId, Judged> {
+    let mut all: HashMap<SnapshotId, [Findings<'a>; 2]> = HashMap::new();
+    let records = records.filter(|record| record.result != CheckResult::Failed);
+    let runs = records.clone().filter(|record| record.has_faults());
+    let runs: HashSet<&str> = runs.map(|record| &*record.run_id).collect();
+    for record in records {
         let faulty: HashSet<&SnapshotId> = record.faulty.iter().collect();
-        let is_proof = record.is_proof();
-        let (checked, structure) = (judged(Standing::Checked), judged(Standing::Structure));
+        let known = record.outweighs.iter().map(|run| &**run);
+        let known: Vec<&str> = known.filter(|run| runs.contains(run)).collect();
         for id in &record.snapshots {
-            let found = all.entry(*id).or_default();
-            let slot = match record.kind {
-                CheckKind::Check => &mut found.check,
-                CheckKind::Drill => &mut found.drill,
-            };
-            if slot.is_some() {
-                continue;
-            }
+            let findings = &mut all.entry(*id).or_default()[record.kind as usize];
             if faulty.contains(id) {
-                // A later check found the lost structure again.
-                let is_mended = record.level == CheckLevel::Structure && found.structure.is_some();
-                *slot = (!is_mended).then(|| judged(Standing::Faulty));
-            } else if is_proof {
-                *slot = Some(checked);
-            } else if record.kind == CheckKind::Check {
-                found.structure.get_or_insert(structure);
-                if let CheckLevel::Part { n, of } = record.level {
-                    let (parts, newest) =
-                        found.parts.entry(of).or_insert_with(|| (BTreeSet::new(), record.started));
-                    parts.insert(n);
-                    if (1..=of).contains(&n) && parts.len() == of as usize {
-                        *slot = Some(Judged { started: *newest, ..checked });
-                    }
-                }
+                findings.faults.push(record);
+            } else {
+                findings.good(record, &known);
             }
         }
     }
-    let worst = |found: Found| {
-        let both = found.check.into_iter().chain(found.drill);
-        both.max_by_key(|judged| (judged.standing as u8, judged.started)).or(found.structure)
+    let worst = |[check, drill]: [Findings<'_>; 2]| {
+        let structure = check.structure.as_ref().map(|(judged, _)| *judged);
+        let both = check.judged().into_iter().chain(drill.judged());
+        both.max_by_key(|judged| (judged.standing as u8, judged.started)).or(structure)
     };
     all.into_iter().filter_map(|(id, found)| Some((id, worst(found)?))).collect()
+}
+
+/// Runs whose faults are outweighed.
+type Outweighed<'a> = HashSet<&'a str>;
+
+/// What examinations of one kind found out about a snapshot.
+#[derive(Default)]
+struct Findings<'a> {
+    /// Records of faults.
+    faults: Vec<&'a CheckRecord>,
+    /// The newest proof, and what all of them outweigh.
+    proof: Option<(Judged, Outweighed<'a>)>,
+    /// The newest check without a fault, and what all of them outweigh.
+    structure: Option<(Judged, Outweighed<'a>)>,
+    /// Parts read without a fault by the number of parts, and the newest of these checks.
+    parts: BTreeMap<u32, (BTreeMap<u32, Outweighed<'a>>, i64)>,
+}
+
+impl<'a> Findings<'a> {
+    /// Adds a record that has no fault of the snapshot and outweighs the faults of the runs `known`.
+    fn good(&mut self, record: &'a CheckRecord, known: &[&'a str]) {
+        let add = |to: &mut Option<(Judged, Outweighed<'a>)>, standing| {
+            let judged = Judged::of(record, standing);
+            to.get_or_insert_with(|| (judged, HashSet::new())).1.extend(known);
+        };
+        if record.kind == CheckKind::Check {
+            add(&mut self.structure, Standing::Structure);
+        }
+        match record.level {
+            _ if record.is_proof() => add(&mut self.proof, Standing::Checked),
+            CheckLevel::Part { n, of } if (1..=of).contains(&n) => {
+                let (parts, _) =
+                    self.parts.entry(of).or_insert_with(|| (BTreeMap::new(), record.started));
+                parts.entry(n).or_default().extend(known);
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the newest fault that counts, or else the newest proof.
+    fn judged(&self) -> Option<Judged> {
+        let whole = self.parts.iter().filter(|(of, (parts, _))| parts.len() == **of as usize);
+        let outweighs = |found: &Option<(Judged, Outweighed<'a>)>, fault: &CheckRecord| {
+            found.as_ref().is_some_and(|(_, known)| known.contains(&*fault.run_id))
+        };
+        let counts = |fault: &&&CheckRecord| {
+            let knows = |known: &Outweighed<'a>| known.contains(&*fault.run_id);
+            let is_of_structure = fault.level == CheckLevel::Structure;
+            !(outweighs(&self.proof, fault)
+                || is_of_structure && outweighs(&self.structure, fault)
+                || whole.clone().any(|(_, (parts, _))| parts.values().all(knows)))
+        };
+        if let Some(fault) = self.faults.iter().find(counts) {
+            return Some(Judged::of(fault, Standing::Faulty));
+        }
+        let parts = whole.clone().map(|(of, (parts, started))| Judged {
+            standing: Standing::Checked,
+            kind: CheckKind::Check,
+            level: CheckLevel::Part { n: parts.len() as u32, of: *of },
+            started: *started,
+        });
+        let proof = self.proof.as_ref().map(|(judged, _)| *judged);
+        proof.into_iter().chain(parts).max_by_key(|judged| judged.started)
+    }
+}
+
+impl Judged {
+    fn of(record: &CheckRecord, standing: Standing) -> Judged {
+        Judged { standing, kind: record.kind, level: record.level, started: record.started }
+    }
 }
 
 #[cfg(test)]
@@ -481,12 +539,13 @@ mod tests {
             seconds: 1.5,
             program: "0.1.0".into(),
             host: "git01".into(),
-            run_id: "ffffffff-ffff-4fff-bfff-ffffffffffff".into(),
+            run_id: format!("ffffffff-ffff-4fff-bfff-{started:012}"),
             instance: None,
             snapshots: vec![id(1), id(2)],
             faulty: Vec::new(),
             damaged_segments: Vec::new(),
             damaged_records: Vec::new(),
+            outweighs: Vec::new(),
             faults: 0,
             unknown: 0,
             bytes: 7,
@@ -577,6 +636,7 @@ mod tests {
         let (name, result) = (format!("{}ä", "p".repeat(1023)), CheckResult::Good);
         let part = ExaminedPart { name, result, text: long.clone() };
         large.parts = vec![part; 1000];
+        large.outweighs = vec![long.clone(); 2 * READ_MAX];
         store.write_check_record(&large).expect("writes");
         let read = store.check_records(0).expect("lists").remove(0).expect("reads");
         assert_eq!(read.snapshots.len(), SNAPSHOTS_MAX);
@@ -618,17 +678,31 @@ mod tests {
         // Damage elsewhere does not concern this snapshot.
         let elsewhere = CheckRecord { faulty: vec![id(2)], ..with(Faulty, record(Check, Data, 9)) };
         assert_eq!(of(&[elsewhere]), Some((checked, 9)));
+        let knows = |at: i64, record: CheckRecord| {
+            let outweighs = vec![format!("ffffffff-ffff-4fff-bfff-{at:012}")];
+            CheckRecord { outweighs, ..record }
+        };
+        // Clocks differ: only what a run knew of is outweighed by it.
+        let fault = faulty(Check, Data, 5);
+        assert_eq!(of(&[record(Check, Data, 9), fault.clone()]), Some((bad, 5)));
+        assert_eq!(of(&[knows(5, record(Check, Data, 9)), fault.clone()]), Some((checked, 9)));
+        assert_eq!(of(&[fault.clone(), knows(5, record(Check, Data, 2))]), Some((checked, 2)));
         // Only a drill sees that a repository was broken before it was stored.
-        assert_eq!(of(&[record(Check, Data, 9), faulty(Drill, Sample, 5)]), Some((bad, 5)));
-        assert_eq!(of(&[record(Drill, Sample, 9), faulty(Drill, Sample, 5)]), Some((checked, 9)));
-        assert_eq!(of(&[record(Check, Structure, 9), faulty(Check, Data, 5)]), Some((bad, 5)));
-        let mended = [record(Check, Structure, 9), faulty(Check, Structure, 5)];
+        let drill = faulty(Drill, Sample, 5);
+        assert_eq!(of(&[knows(5, record(Check, Data, 9)), drill.clone()]), Some((bad, 5)));
+        assert_eq!(of(&[knows(5, record(Drill, Sample, 9)), drill]), Some((checked, 9)));
+        assert_eq!(of(&[knows(5, record(Check, Structure, 9)), fault.clone()]), Some((bad, 5)));
+        let mended = [knows(5, record(Check, Structure, 9)), faulty(Check, Structure, 5)];
         assert_eq!(of(&mended), Some((Standing::Structure, 9)));
+        assert_eq!(of(&[record(Check, Structure, 9), faulty(Check, Structure, 5)]), Some((bad, 5)));
         // All parts together.
         let part = |n, at| record(Check, Part { n, of: 3 }, at);
         assert_eq!(of(&[part(1, 9), part(3, 8)]), Some((Standing::Structure, 9)));
         assert_eq!(of(&[part(1, 9), part(1, 8), part(3, 7)]), Some((Standing::Structure, 9)));
         assert_eq!(of(&[part(1, 9), part(3, 8), part(2, 7)]), Some((checked, 9)));
-        assert_eq!(of(&[part(1, 9), faulty(Check, Data, 8), part(3, 7)]), Some((bad, 8)));
+        let two = [knows(5, part(1, 9)), knows(5, part(3, 8)), part(2, 4), fault.clone()];
+        assert_eq!(of(&two), Some((bad, 5)));
+        let all = [knows(5, part(1, 9)), knows(5, part(3, 8)), knows(5, part(2, 7)), fault];
+        assert_eq!(of(&all), Some((checked, 9)));
     }
 }

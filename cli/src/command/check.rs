@@ -68,10 +68,13 @@ impl Check {
         let only = self.only(&store, &wanted).inspect_err(|_| watch.end())?;
         let (ids, is_sure) = only.map_or((None, true), |(ids, is_sure)| (Some(ids), is_sure));
         let examination = Examination::begin(CheckKind::Check)?;
+        // Faults that are not known stay.
+        let outweighs = store.faulty_runs().unwrap_or_default();
         let report = store::check::check_some(&store, read_data, ids.as_ref());
         let future = future(&store);
         watch.end();
         let record = record(&examination, level(read_data), report.as_ref());
+        let record = record.map(|record| CheckRecord { outweighs, ..record });
         let is_recorded =
             record.as_ref().is_some_and(|record| examination::keep(&store, record, ui));
         if let Some(record) = &record {

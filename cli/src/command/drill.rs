@@ -120,6 +120,7 @@ impl Drill {
         };
         let (store, done) = match self.open(global, config.as_ref(), ui) {
             Ok((store, watch)) => {
+                record.outweighs = store.faulty_runs().unwrap_or_default();
                 let done = self.examine(&store, &selector, &examination, &mut record);
                 watch.end();
                 (Some(store), done)

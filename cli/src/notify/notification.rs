@@ -308,6 +308,7 @@ pub mod tests {
             snapshots: vec![store::id::SnapshotId::from_bytes([0x3f; 32])],
             damaged_segments: Vec::new(),
             damaged_records: Vec::new(),
+            outweighs: Vec::new(),
             faulty: Vec::new(),
             faults: u64::from(result == CheckResult::Faulty),
             unknown: 0,

@@ -101,20 +101,21 @@ impl<'a> Recheck<'a> {
     }
 
     /// Adapts an entry of the previous snapshot to this one, which numbers file systems again. Accounts
-    /// may have other names by now; a name that is unknown today stays.
+    /// may have other names by now; a name that is unknown today stays. A file with several names
+    /// loses it, because names that it gets later have none, and one file has one owner.
     pub fn refreshed(&self, stat: &Stat, mut entry: Entry) -> Entry {
         let warn = |text| self.store.observer().event(Event::Warning(text));
+        let stays = entry.hard_link.is_none();
+        let then = |name: &Option<Vec<u8>>| name.clone().filter(|_| stays);
         let today = self.owners.get(stat.uid, stat.gid, warn);
-        let is_other = |now: &Option<Vec<u8>>, then: &Option<Vec<u8>>| now.is_some() && now != then;
-        let (user, group) = (&entry.owner.user, &entry.owner.group);
-        if is_other(&today.user, user) || is_other(&today.group, group) {
-            let user = today.user.clone().or_else(|| user.clone());
-            let group = today.group.clone().or_else(|| group.clone());
+        let user = today.user.clone().or_else(|| then(&entry.owner.user));
+        let group = today.group.clone().or_else(|| then(&entry.owner.group));
+        if (&user, &group) != (&entry.owner.user, &entry.owner.group) {
             entry.owner = Arc::new(Owner { user, group, ..*entry.owner });
         }
         if !entry.xattrs.is_empty() {
-            entry.acl_names =
-                self.owners.acl_names_now(&entry.xattrs, entry.acl_names.as_deref(), warn);
+            let then = entry.acl_names.as_deref().filter(|_| stays);
+            entry.acl_names = self.owners.acl_names_now(&entry.xattrs, then, warn);
         }
         if let Some(link) = &mut entry.hard_link {
             link.file_system = self.file_systems.number(stat.device);

@@ -207,7 +207,7 @@ impl<'a> BackupState<'a> {
         let start = (options.about.clock)();
         let host = &options.about.host;
         if !options.is_dry
-            && let Err(error) = store.heed_checks(start)
+            && let Err(error) = store.heed_checks()
         {
             if matches!(error, Error::Interrupted) {
                 return Err(error);
@@ -442,6 +442,7 @@ fn met(about: &About, start: Time, segments: Vec<SegmentId>) -> CheckRecord {
         faults: segments.len() as u64,
         damaged_segments: segments,
         damaged_records: Vec::new(),
+        outweighs: Vec::new(),
         unknown: 0,
         bytes: 0,
         rpo_seconds: None,
