@@ -5,7 +5,7 @@ use crate::keys;
 use crate::support::gitlab::database::{CI, MAIN};
 use crate::support::gitlab::{self, Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Outcome, Run, Running, Sandbox, need_root};
+use crate::support::sandbox::{Dice, FORGEKEEP, Outcome, Run, Running, Sandbox, need_root};
 use crate::support::server::wait_until;
 use std::fs::Permissions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -89,9 +89,16 @@ fn a_healthy_snapshot_passes_and_leaves_nothing_behind() {
     let checks = lines(&all, "check");
     let names: Vec<_> = checks.iter().map(|check| check["name"].as_str().expect("text")).collect();
     let [main, ci] = [MAIN, CI].map(|name| format!("database-{name}"));
-    assert_eq!(names, ["repositories", &main, &ci, "secrets", "files"], "{checks:?}");
-    let words =
-        ["snippets and group wikis: ", " rows loaded", " rows loaded", "", "all are present"];
+    let wanted = ["repositories", "other-files", &main, &ci, "secrets", "files"];
+    assert_eq!(names, wanted, "{checks:?}");
+    let words = [
+        "snippets and group wikis: ",
+        " files outside of repositories without fault, ",
+        " rows loaded",
+        " rows loaded",
+        "",
+        "all are present",
+    ];
     for (check, words) in checks.iter().zip(words) {
         assert_eq!(check["verdict"], "ok", "{check}");
         assert!(check["text"].as_str().expect("text").contains(words), "{check}");
@@ -393,4 +400,71 @@ fn files_of_an_instance_without_projects_are_compared() {
     let outcome = drill(&["--whole"]);
     assert_ne!(outcome.code(), Some(0), "{}", outcome.all_output());
     assert_eq!(count(scratch.path()), 0);
+    let record = &records(&sandbox)[0];
+    assert_eq!(record["result"], "faulty", "{record}");
+    assert_eq!(record["faulty"], record["snapshots"]);
+}
+
+#[test]
+fn a_fault_of_a_file_outside_of_repositories_is_found_and_stays() {
+    let bench = Bench::new();
+    let file = bench.gitlab.root().join("var/opt/gitlab/gitlab-rails/uploads/large");
+    let bytes = Dice::new(3).bytes(300_000);
+    std::fs::write(&file, &bytes).expect("writes");
+    backup(&bench.sandbox).run().ok();
+    let standing = || {
+        let listed = configured(&bench.sandbox, ["snapshots", "--json"]).run().ok().json();
+        listed[0]["checked"]["standing"].clone()
+    };
+    bench.whole(0);
+    assert_eq!(standing(), "checked");
+    let place =
+        |bytes_of: &[u8]| bytes_of.windows(32).position(|found| *found == bytes[1000..1032]);
+    let damaged = segments(&bench.sandbox).into_iter().any(|segment| {
+        let mut stored = std::fs::read(&segment).expect("reads");
+        let Some(at) = place(&stored) else { return false };
+        stored[at] ^= 1;
+        std::fs::write(&segment, stored).expect("writes");
+        true
+    });
+    assert!(damaged);
+    let all = bench.whole(3).json();
+    let checks = lines(&all, "check");
+    let other = checks.iter().find(|check| check["name"] == "other-files").expect("examined");
+    assert_eq!(other["verdict"], "failed");
+    assert!(other["examples"].to_string().contains("uploads/large"), "{other}");
+    assert_eq!(standing(), "faulty");
+    // A sample without this file proves nothing about it.
+    let mut samples = (0..50).map(|_| bench.drill(&["--sample", "1"]).run());
+    samples.find(|outcome| outcome.code() == Some(0)).expect("passes once");
+    assert_eq!(standing(), "faulty");
+}
+
+#[test]
+fn a_drill_takes_snapshots_of_its_own_machine_if_several_have_some() {
+    need_root();
+    let sandbox = Sandbox::new();
+    sandbox.write("data/a", "a");
+    let text = sandbox.text("");
+    let config = format!(
+        "state = '{text}state'\n[stores.main]\npath = '{text}store'\n[instances.forge]\n\
+         kind = 'plain'\nparts.data.path = '{text}data'\n"
+    );
+    sandbox.write("forgekeep.toml", config);
+    let on = |host: &str, arguments: &[&str]| {
+        let config = sandbox.text("forgekeep.toml");
+        let script = "hostname $0; exec \"$@\"";
+        let words = ["--uts", "sh", "-c", script, host, FORGEKEEP, "--config", &config];
+        sandbox.tool("unshare").args(words).args(arguments).run()
+    };
+    for host in ["old", "new"] {
+        on(host, &["backup", "--init", "--instance", "forge"]).ok();
+    }
+    let scratch = gitlab::short_dir();
+    let drill = ["drill", "forge", "--scratch", scratch.path().to_str().expect("text")];
+    let said = on("new", &drill).ok();
+    assert!(said.stderr.contains("this is one of new"), "{}", said.all_output());
+    on("third", &drill).ends_with(2);
+    on("third", &[&drill[..], &["--host", "old"]].concat()).ok();
+    on("new", &["drill", "forge", "latest", drill[2], drill[3]]).ends_with(2);
 }

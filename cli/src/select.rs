@@ -43,6 +43,13 @@ pub struct Filter {
     host: Vec<String>,
 }
 
+impl Filter {
+    /// Returns the same filter for one machine; `None` if machines were chosen.
+    pub fn of_host(&self, host: &str) -> Option<Filter> {
+        self.host.is_empty().then(|| Filter { host: vec![host.to_owned()], ..self.clone() })
+    }
+}
+
 /// A source path of snapshots, as a user writes it.
 #[derive(Debug, Clone)]
 struct SourcePath {

@@ -17,6 +17,8 @@ use store::observe::Progress;
 
 /// Start of the names of scratch directories.
 const PREFIX: &str = "forgekeep-drill-";
+/// Maximum number of tries to make a directory that no other drill removes.
+const TRIES_MAX: u32 = 100;
 /// User without rights that every system has.
 const NOBODY: &str = "nobody";
 
@@ -40,8 +42,7 @@ impl Scratch {
         remove_stale(&parent);
         let user = nix::unistd::geteuid().is_root().then(|| nix::unistd::User::from_name(NOBODY));
         let user = user.and_then(|found| found.ok().flatten());
-        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(failed)?;
-        let lock = lock(dir.path()).map_err(failed)?;
+        let (dir, lock) = make_locked(&parent).map_err(failed)?;
         let work = dir.path().join("work");
         let make = || {
             std::fs::DirBuilder::new().mode(0o700).create(&work)?;
@@ -113,6 +114,26 @@ fn as_argument(path: &Path) -> Result<&str> {
     })
 }
 
+/// Makes a private directory and locks it. Another drill may take it for a stale one before it is
+/// locked.
+fn make_locked(parent: &Path) -> io::Result<(tempfile::TempDir, File)> {
+    let mut tries = 0;
+    loop {
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
+        let locked = lock(dir.path()).and_then(|lock| {
+            let (made, found) = (lock.metadata()?, dir.path().symlink_metadata()?);
+            Ok(((made.dev(), made.ino()) == (found.dev(), found.ino())).then_some(lock))
+        });
+        tries += 1;
+        match locked {
+            Ok(Some(lock)) => return Ok((dir, lock)),
+            Err(error) if tries == TRIES_MAX => return Err(error),
+            _ if tries == TRIES_MAX => return Err(io::ErrorKind::NotFound.into()),
+            _ => {}
+        }
+    }
+}
+
 /// Opens and locks a directory. The lock ends with the process.
 fn lock(dir: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW;
@@ -156,5 +177,21 @@ mod tests {
         assert_eq!(mode, 0o700);
         drop((first, second));
         assert_eq!(count(), 1);
+    }
+
+    #[test]
+    fn drills_that_begin_at_once_do_not_disturb_each_other() {
+        let parent = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).expect("its mode");
+        let begin = || {
+            for _ in 0..100 {
+                remove_stale(parent.path());
+                let (dir, _lock) = make_locked(parent.path()).expect("makes");
+                assert!(dir.path().is_dir());
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..4).for_each(|_| drop(scope.spawn(begin)));
+        });
     }
 }

@@ -416,7 +416,8 @@ pub struct Judged {
 ///
 /// A fault stays until an examination that knew of it does not find it. Checks and drills are judged
 /// apart, because neither sees the faults that only the other finds. A check of the structure does
-/// not outweigh a fault in the data. Checks of all parts together are a check of all data.
+/// not outweigh a fault in the data, and neither does a drill of a sample, which may have missed it.
+/// Checks of all parts together are a check of all data.
 pub fn judge<'a>(
     records: impl Iterator<Item = &'a CheckRecord> + Clone,
 ) -> HashMap<SnapshotId, Judged> {
@@ -472,6 +473,10 @@ impl<'a> Findings<'a> {
             add(&mut self.structure, Standing::Structure);
         }
         match record.level {
+            CheckLevel::Sample if record.is_proof() => {
+                let judged = Judged::of(record, Standing::Checked);
+                self.proof.get_or_insert_with(|| (judged, HashSet::new()));
+            }
             _ if record.is_proof() => add(&mut self.proof, Standing::Checked),
             CheckLevel::Part { n, of } if (1..=of).contains(&n) => {
                 let (parts, _) =
@@ -690,7 +695,9 @@ mod tests {
         // Only a drill sees that a repository was broken before it was stored.
         let drill = faulty(Drill, Sample, 5);
         assert_eq!(of(&[knows(5, record(Check, Data, 9)), drill.clone()]), Some((bad, 5)));
-        assert_eq!(of(&[knows(5, record(Drill, Sample, 9)), drill]), Some((checked, 9)));
+        // Another sample may not have the fault.
+        assert_eq!(of(&[knows(5, record(Drill, Sample, 9)), drill.clone()]), Some((bad, 5)));
+        assert_eq!(of(&[knows(5, record(Drill, Whole, 9)), drill]), Some((checked, 9)));
         assert_eq!(of(&[knows(5, record(Check, Structure, 9)), fault.clone()]), Some((bad, 5)));
         let mended = [knows(5, record(Check, Structure, 9)), faulty(Check, Structure, 5)];
         assert_eq!(of(&mended), Some((Standing::Structure, 9)));

@@ -19,8 +19,9 @@ use forge::drill::databases::{self, Installed, ScratchServer};
 use forge::drill::git::{Finding, Git};
 use forge::kind::gitlab::repositories::reference_names;
 use forge::manifest::{self, Dumped, Manifest};
+use forge::plan::Phase;
 use forge::view::View;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::backup::tree_path;
 use store::check_record::{CheckKind, CheckLevel, CheckRecord, CheckResult, ExaminedPart};
-use store::entry::{Displayed, Entry, EntryKind, display_path, is_within};
+use store::entry::{Displayed, Entry, EntryKind, display_path, is_within, path_cmp};
 use store::glob::Globs;
 use store::id::ChunkId;
 use store::observe::Event;
@@ -59,6 +60,12 @@ const ENTRY_BYTES: u64 = 4096;
 /// The keys of the snapshot are tried on encrypted values of the loaded databases. Mattermost's sign-on
 /// is compared with GitLab's applications. The uploads, LFS objects, artifacts and other files that
 /// rows of the restored projects name must be in the snapshot, with the right size.
+///
+/// A random sample of the other files is read, and all of them with --whole: uploads, artifacts,
+/// packages, configuration. A fault stays with the snapshot until a drill with --whole passes.
+///
+/// Without SNAPSHOT, and if several machines have snapshots of the instance, the drill takes those of
+/// this machine.
 ///
 /// Each drill leaves a record in the store, and `snapshots` shows which snapshots are checked. A user
 /// without write permission drills without a record.
@@ -162,10 +169,31 @@ impl Drill {
         examination: &Examination,
         record: &mut CheckRecord,
     ) -> Result<Done, Failure> {
-        let found = select::find_of_instance(store, selector, &self.instance, &self.filter)?;
+        let found = self.find(store, selector)?;
         record.snapshots = vec![found.id];
         record.rpo_seconds = Some(examination.age_of(found.snapshot.start));
         self.drill(store, &found, examination)
+    }
+
+    /// Returns the chosen snapshot. Without a choice, and if several machines have some, it is the
+    /// latest of this machine: a schedule goes on after the instance has moved to another one.
+    fn find(&self, store: &Store, selector: &Selector) -> Result<Found, Failure> {
+        let of =
+            |filter: &Filter| select::find_of_instance(store, selector, &self.instance, filter);
+        match of(&self.filter) {
+            Err(ambiguous @ Failure::Usage { .. }) if self.snapshot.is_none() => {
+                let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+                let found = self.filter.of_host(&host).and_then(|filter| of(&filter).ok());
+                let found = found.ok_or(ambiguous)?;
+                let text = format!(
+                    "several machines have snapshots of {}; this is one of {host}; choose with --host",
+                    self.instance
+                );
+                store.observer().event(Event::Note(text));
+                Ok(found)
+            }
+            found => found,
+        }
     }
 
     fn drill(
@@ -227,19 +255,24 @@ impl Drill {
         let ids = projects.iter().map(|project| project.id).collect();
         let (mut checks, took) = work.load(&dumps, (!self.whole).then_some(ids))?;
         // Comparing is not a part of a restore.
-        let (mut rto, mut file_counts) = (restoring.elapsed().saturating_sub(took), [0; 3]);
+        let mut rto = restoring.elapsed().saturating_sub(took);
         work.examine()?;
-        if has_projects {
+        let file_counts = if has_projects {
             let examined = [(projects.len(), total), (others.len(), total_others)];
             checks.insert(0, check(&work.repositories, examined));
+            let files = self.other_files(&mut work, dumps.manifest.as_ref(), &mut dice)?;
+            let counts = [files.same, files.faulty, files.total];
+            checks.insert(1, files.check());
+            counts
         } else {
             let number = (!self.whole).then_some(self.sample);
-            let mut files = Files::new(&mut work);
-            files.examine(number, &mut dice)?;
+            let mut files = Files::new(&mut work, Way::Restored);
+            files.examine(number, &mut dice, vec![TreeReader::new(&root, store)], &|_| false)?;
             rto += files.restoring;
-            file_counts = [files.same, files.faulty, files.total];
+            let counts = [files.same, files.faulty, files.total];
             checks.insert(0, files.check());
-        }
+            counts
+        };
         let (repositories, bytes_restored) = (work.repositories, work.bytes_restored);
         Ok(Done {
             snapshot: id.to_string(),
@@ -257,6 +290,40 @@ impl Drill {
             rto,
             elapsed: examination.elapsed(),
         })
+    }
+
+    /// Reads files outside of the repositories: a sample of those in the parts of the instance, or else
+    /// everything that was not restored.
+    fn other_files<'w, 'b>(
+        &self,
+        work: &'w mut Work<'b>,
+        manifest: Option<&Manifest>,
+        dice: &mut Dice,
+    ) -> Result<Files<'w, 'b>, Failure> {
+        let (store, root) = (work.store, work.root);
+        let restored: HashSet<Vec<u8>> =
+            work.repositories.iter().map(Repository::tree_path).collect();
+        let is_restored = |path: &[u8]| {
+            let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+            slashes.map(|(at, _)| &path[..at]).any(|above| restored.contains(above))
+        };
+        if self.whole {
+            let mut files = Files::new(work, Way::Read);
+            files.examine(None, dice, vec![TreeReader::new(&root, store)], &is_restored)?;
+            return Ok(files);
+        }
+        let parts = manifest.into_iter().flat_map(|manifest| &manifest.parts);
+        let parts = parts
+            .filter(|part| !matches!(part.phase, Phase::Logs | Phase::Repositories | Phase::Pools));
+        let mut paths: Vec<Vec<u8>> =
+            parts.flat_map(|part| &part.paths).map(|path| tree_path(path)).collect();
+        paths.sort_unstable_by(|a, b| path_cmp(a, b));
+        // A part may be within another one.
+        paths.dedup_by(|later, earlier| is_within(later, earlier));
+        let readers = paths.iter().map(|path| TreeReader::within(&root, path, store)).collect();
+        let mut files = Files::new(work, Way::Read);
+        files.examine(Some(self.sample), dice, readers, &is_restored)?;
+        Ok(files)
     }
 
     /// Fails if the sample does not fit into the scratch space.
@@ -544,9 +611,19 @@ fn is_device(entry: &Entry) -> bool {
     matches!(entry.kind, EntryKind::BlockDevice | EntryKind::CharDevice)
 }
 
-/// Examination of files, one after the other, so that it needs space for one.
+/// How files are examined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Restored and compared, one after the other, so that it needs space for one.
+    Restored,
+    /// Read from the store, which verifies each byte.
+    Read,
+}
+
+/// Examination of files.
 struct Files<'a, 'b> {
     work: &'a mut Work<'b>,
+    way: Way,
     /// Number of files in the snapshot.
     total: u64,
     same: u64,
@@ -561,21 +638,29 @@ struct Files<'a, 'b> {
 }
 
 impl<'a, 'b> Files<'a, 'b> {
-    fn new(work: &'a mut Work<'b>) -> Files<'a, 'b> {
+    fn new(work: &'a mut Work<'b>, way: Way) -> Files<'a, 'b> {
         let (faults, restoring) = (Vec::new(), Duration::ZERO);
-        Files { work, total: 0, same: 0, bytes: 0, left_out: 0, faulty: 0, faults, restoring }
+        Files { work, way, total: 0, same: 0, bytes: 0, left_out: 0, faulty: 0, faults, restoring }
     }
 
-    /// Examines a number of files at random, or else all.
-    fn examine(&mut self, number: Option<usize>, dice: &mut Dice) -> Result<(), Failure> {
-        let (store, root) = (self.work.store, self.work.root);
+    /// Examines a number of files at random, or else all, of the readers' entries but those that
+    /// something else examines.
+    fn examine(
+        &mut self,
+        number: Option<usize>,
+        dice: &mut Dice,
+        readers: Vec<TreeReader<'b>>,
+        is_left: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(), Failure> {
+        let store = self.work.store;
         let own = manifest::DIR.as_bytes();
         let mut taken: Vec<Entry> = Vec::new();
-        for entry in TreeReader::new(&root, store) {
+        for entry in readers.into_iter().flatten() {
             store.observer().progress().check()?;
             match entry {
                 Err(lost) => self.fault(format!("a part of the tree is lost: {}", lost.error)),
                 Ok(entry) if entry.kind != EntryKind::File || is_within(&entry.path, own) => {}
+                Ok(entry) if is_left(&entry.path) => {}
                 Ok(entry) => {
                     self.total += 1;
                     match number {
@@ -600,6 +685,28 @@ impl<'a, 'b> Files<'a, 'b> {
             self.left_out += 1;
             return Ok(());
         }
+        let fault = match self.way {
+            Way::Restored => self.restored(entry)?,
+            Way::Read => match store::dump::dump(self.work.store, entry, &mut std::io::sink()) {
+                Err(error) if is_damage(&error) => Some(error.to_string()),
+                read => {
+                    let _written = read?;
+                    None
+                }
+            },
+        };
+        match fault {
+            None => {
+                self.same += 1;
+                self.bytes += entry.size;
+            }
+            Some(fault) => self.fault(format!("/{}: {fault}", display_path(&entry.path))),
+        }
+        Ok(())
+    }
+
+    /// Restores a file and compares it. Returns its fault, if there is one.
+    fn restored(&mut self, entry: &Entry) -> Result<Option<String>, Failure> {
         let Work { store, root, scratch, options, .. } = &*self.work;
         let target = scratch.path().join("file");
         let free = scratch.free_bytes()?;
@@ -628,15 +735,10 @@ impl<'a, 'b> Files<'a, 'b> {
         };
         // A failure would show in the next restore.
         let _ = std::fs::remove_dir_all(&target);
-        match fault {
-            None => {
-                self.same += 1;
-                self.bytes += entry.size;
-                self.work.bytes_restored += entry.size;
-            }
-            Some(fault) => self.fault(format!("/{}: {fault}", display_path(&entry.path))),
+        if fault.is_none() {
+            self.work.bytes_restored += entry.size;
         }
-        Ok(())
+        Ok(fault)
     }
 
     fn fault(&mut self, fault: String) {
@@ -647,8 +749,12 @@ impl<'a, 'b> Files<'a, 'b> {
     }
 
     fn check(self) -> Check {
+        let (name, what) = match self.way {
+            Way::Restored => ("files", ""),
+            Way::Read => ("other-files", " outside of repositories"),
+        };
         let (total, same) = (count(self.total, "file"), size(self.bytes));
-        let mut text = format!("{} of {total} without fault, {same}", self.same);
+        let mut text = format!("{} of {total}{what} without fault, {same}", self.same);
         if self.faulty > 0 {
             text += &format!("; {} faulty", self.faulty);
         }
@@ -661,7 +767,7 @@ impl<'a, 'b> Files<'a, 'b> {
             (0, 0, 0) if self.total > 0 => Verdict::Unknown,
             _ => Verdict::Ok,
         };
-        Check::new("files", verdict, text).with_examples(self.faults)
+        Check::new(name, verdict, text).with_examples(self.faults)
     }
 }
 
@@ -782,7 +888,13 @@ fn recorded(
         Err(failure) if failure.is_interrupted() => return None,
         Err(failure) => {
             let (message, _) = failure.words().unwrap_or_default();
-            return Some(examination::failed(record, message));
+            let is_fault = matches!(failure, Failure::Store(error) if is_damage(error));
+            let mut record = examination::failed(record, message);
+            if is_fault && !record.snapshots.is_empty() {
+                (record.result, record.faults) = (CheckResult::Faulty, 1);
+                record.faulty.clone_from(&record.snapshots);
+            }
+            return Some(record);
         }
         Ok(done) => done,
     };
