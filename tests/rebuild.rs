@@ -412,6 +412,74 @@ fn directories_and_a_database_of_no_product_are_rebuilt() {
     assert_eq!(names(&dir.path().join("srv")), before);
 }
 
+/// A call cannot make the database, so the admin makes one, and it is used. Roles of other
+/// applications and the role that connects stay as they are.
+#[test]
+fn databases_and_roles_of_others_stay() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    let space = dir.path().join("space");
+    let make_space = || {
+        std::fs::create_dir(&space).expect("a directory");
+        let owner = dir.path().join("pg/data").metadata().expect("is there");
+        std::os::unix::fs::chown(&space, Some(owner.uid()), Some(owner.gid())).expect("gives");
+    };
+    make_space();
+    postgres.sql("postgres", format!("create tablespace space location '{}'", space.display()));
+    postgres.sql("postgres", "create role app login password 'then'");
+    postgres.sql("postgres", "create role other login password 'then'");
+    postgres.sql("postgres", "create database shop owner app tablespace space");
+    postgres.sql("shop", "set role app; create table t (id int); insert into t values (1)");
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(&data).expect("directories");
+    std::fs::write(data.join("file"), "content").expect("writes");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n",
+        data.display(),
+        postgres.socket_dir().display(),
+        postgres.superuser(),
+    );
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    backup(&sandbox).run().ok();
+
+    let secrets = "select rolname, rolsuper, rolpassword from pg_authid where rolname in \
+                   ('other', current_user) order by 1";
+    postgres.sql("postgres", "alter role other superuser password 'now'");
+    postgres.sql("postgres", "alter role app password 'now'");
+    postgres.sql("postgres", "alter role current_user password 'now'");
+    let of_others = postgres.query("postgres", secrets);
+    let of_app = "select rolpassword from pg_authid where rolname = 'app'";
+    let own = postgres.query("postgres", of_app);
+    postgres.sql("postgres", "drop database shop");
+    postgres.sql("postgres", "drop tablespace space");
+    std::fs::remove_dir_all(&space).expect("removes");
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = |arguments: &[&str]| {
+        configured(&sandbox, ["rebuild", "forge", "--scratch", scratch]).args(arguments).run()
+    };
+    let refused = rebuild(&["--yes"]).ends_with(1);
+    let reason = "PostgreSQL cannot create database shop: ";
+    assert!(refused.stderr.contains(reason), "{}", refused.all_output());
+    assert!(refused.stderr.contains("tablespace"), "{}", refused.all_output());
+    assert_eq!(postgres.query("postgres", secrets), of_others);
+    assert_ne!(postgres.query("postgres", of_app), own);
+
+    // Somebody helps himself before the cause is mended.
+    postgres.sql("postgres", "create database shop");
+    postgres.sql("shop", "create table t (id int); insert into t values (-9)");
+    make_space();
+    let outcome = rebuild(&["--yes"]).ok();
+    assert!(outcome.stdout.contains("roles: stay as they are here: "));
+    assert_eq!(postgres.query("shop", "select id from t"), "1");
+    let kept = "select datname from pg_database where datname like 'shop_before%'";
+    let kept = postgres.query("postgres", kept);
+    assert_eq!(postgres.query(&kept, "select id from t"), "-9");
+    assert!(outcome.stdout.contains(&kept), "{}", outcome.stdout);
+    assert_eq!(postgres.query("postgres", secrets), of_others);
+}
+
 /// Settings of databases hold while their dumps are loaded, and for counting rows.
 #[test]
 fn databases_with_settings_of_their_own_are_rebuilt() {

@@ -339,6 +339,15 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
              to the account that connects as that role"
                 .into()
         }
+        E::Standby => "nothing was changed; give the address of the primary, or promote this server".into(),
+        E::NotCreated { reason, .. } if !reason.contains("locale") => {
+            "mend the cause, and run the command again".into()
+        }
+        E::NotCreated { .. } => {
+            "generate the locale (`locale -a` lists those of the machine), start the server again, and \
+             run the command again"
+                .into()
+        }
         E::NoExtension { .. } => {
             "nothing was changed; install the packages of these extensions (for Debian, those of \
              PostgreSQL itself are in postgresql-contrib)"

@@ -187,6 +187,17 @@ pub enum Error {
         /// Major version of the server.
         here: u32,
     },
+    /// The database server only follows another one.
+    #[error("PostgreSQL: the server is in recovery (a standby), so nothing can be loaded")]
+    Standby,
+    /// The server cannot make a database as it was.
+    #[error("PostgreSQL cannot create database {database}: {reason}")]
+    NotCreated {
+        /// Name of the database.
+        database: String,
+        /// Message of the server.
+        reason: String,
+    },
     /// The role of an instance may not create databases.
     #[error("PostgreSQL: role {role} may not create databases")]
     MayNotCreate {

@@ -72,6 +72,10 @@ pub struct Manifest {
     pub notes: Vec<String>,
 }
 
+/// Note about a dump of roles by a role that may not read passwords.
+pub const NO_ROLE_PASSWORDS: &str = "the snapshot lacks the passwords of database roles: the role of \
+                                     the backup may not read them";
+
 /// A database dump in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Dumped {

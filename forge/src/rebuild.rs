@@ -14,6 +14,7 @@ mod databases;
 mod examine;
 mod files;
 mod record;
+mod roles;
 mod services;
 
 pub use record::{Aside, Forgotten, Record, Stage};
@@ -37,6 +38,11 @@ use store::store::Store;
 
 /// Time limit of a command that applies the configuration. GitLab's can migrate large tables.
 const CONFIGURE: Duration = Duration::from_secs(6 * 3600);
+
+/// Reason why databases cannot be loaded.
+const NO_SERVER: &str = "the snapshot has databases, and no server is known; set postgres.host, \
+                         postgres.user and postgres.role of the instance in the configuration, and \
+                         run the command again";
 
 /// Inputs of a rebuild.
 pub struct Job<'a> {
@@ -278,20 +284,25 @@ impl Rebuild<'_, '_> {
         if job.manifest.databases.is_empty() {
             return Ok(());
         }
-        let Some(server) = self.plan().ok().and_then(|(plan, _)| plan.postgres) else {
-            return Ok(());
+        let plan = self.plan().ok().map(|(plan, _)| plan);
+        let Some(server) = plan.as_ref().and_then(|plan| plan.postgres.as_ref()) else {
+            // The configuration of the snapshot may name it.
+            let may_be_known = plan.is_none() || !rebuilding.first.is_empty();
+            return if may_be_known { Ok(()) } else { Err(self.wrong(NO_SERVER.into())) };
         };
         let root = job.snapshot.root.chunk();
-        match Loader::connect(job.store, root, &server, job.manifest, job.scratch) {
-            Ok((loader, _)) => job
-                .manifest
-                .databases
-                .iter()
-                .try_for_each(|dumped| loader.expect_extensions(dumped)),
+        match Loader::connect(job.store, root, server, job.manifest, job.scratch) {
+            Ok((loader, _)) => job.manifest.databases.iter().try_for_each(|dumped| {
+                loader.expect_extensions(dumped)?;
+                loader.expect_locales(dumped)
+            }),
             // The configuration of the snapshot may be what the server needs.
             Err(error)
                 if !rebuilding.first.is_empty()
-                    && !matches!(error, Error::OlderServer { .. } | Error::MayNotCreate { .. })
+                    && !matches!(
+                        error,
+                        Error::OlderServer { .. } | Error::MayNotCreate { .. } | Error::Standby
+                    )
                     && !error.is_interrupted() =>
             {
                 let text = format!("the database server does not answer yet: {error}");
@@ -368,10 +379,7 @@ impl Rebuild<'_, '_> {
             Err(error) => return Err(error),
         };
         let Some(server) = &plan.postgres else {
-            let reason = "the snapshot has databases, and no server is known; set postgres.host, \
-                          postgres.user and postgres.role of the instance in the configuration, and \
-                          run the command again";
-            return Err(self.wrong(reason.into()));
+            return Err(self.wrong(NO_SERVER.into()));
         };
         let root = job.snapshot.root.chunk();
         let connected = Loader::connect(job.store, root, server, job.manifest, job.scratch);
@@ -384,6 +392,19 @@ impl Rebuild<'_, '_> {
             connected => connected?,
         };
         (self.say)(Stage::Databases, &format!("PostgreSQL {version}"));
+        let roles = loader.roles()?;
+        for (text, roles) in [
+            ("would create", roles.as_ref().map(|roles| &roles.created)),
+            ("would change", roles.as_ref().map(|roles| &roles.changed)),
+            ("stay as they are here", roles.as_ref().map(|roles| &roles.kept)),
+        ] {
+            let is_said = job.is_dry || !text.starts_with("would");
+            if let Some(roles) = roles.filter(|roles| is_said && !roles.is_empty()) {
+                let names: Vec<&str> = roles.iter().map(String::as_str).collect();
+                let text = format!("roles: {text}: {}", shown_some(&names, names.len()));
+                (self.say)(Stage::Databases, &text);
+            }
+        }
         if job.is_dry {
             for dumped in &job.manifest.databases {
                 let old = if loader.has(&dumped.name)? { "rename the one here and " } else { "" };
@@ -393,13 +414,25 @@ impl Rebuild<'_, '_> {
             }
             return Ok(());
         }
-        if let Some(loaded) = loader.load_globals()? {
-            let text =
-                format!("roles loaded; {} harmless errors about roles that exist", loaded.harmless);
+        if let Some(roles) = &roles {
+            let loaded = loader.load_roles(roles)?;
+            let text = match loaded.harmless {
+                0 => "roles loaded".to_owned(),
+                harmless => format!("roles loaded; {harmless} harmless errors"),
+            };
             (self.say)(Stage::Databases, &text);
             // A tablespace without its directory shows when a database needs it.
             for error in &loaded.errors {
                 job.store.observer().event(Event::Warning(format!("roles: {error}")));
+            }
+            if !roles.without_password.is_empty() {
+                let names: Vec<&str> = roles.without_password.iter().map(String::as_str).collect();
+                let names = shown_some(&names, names.len());
+                let text = format!("without a password, which the backup could not read: {names}");
+                let hint = "set the passwords of the application's configuration with `\\password \
+                            ROLE` in psql, then start the application again";
+                let check = Check::new("roles", Verdict::Warning, text).with_hint(hint);
+                self.outcome.checks.push(check);
             }
         }
         for dumped in &job.manifest.databases {
@@ -439,9 +472,15 @@ const NAMED: usize = 4;
 
 /// Formats some paths.
 fn shown_paths(paths: &[PathBuf]) -> String {
-    let mut text: Vec<String> = paths.iter().take(NAMED).map(|path| shown(path)).collect();
-    if paths.len() > NAMED {
-        text.push(format!("{} more", paths.len() - NAMED));
+    let texts: Vec<String> = paths.iter().take(NAMED + 1).map(|path| shown(path)).collect();
+    shown_some(&texts.iter().map(String::as_str).collect::<Vec<_>>(), paths.len())
+}
+
+/// Formats the first ones of `count` names.
+fn shown_some(names: &[&str], count: usize) -> String {
+    let mut text: Vec<String> = names.iter().take(NAMED).map(|name| (*name).to_owned()).collect();
+    if count > NAMED {
+        text.push(format!("{} more", count - NAMED));
     }
     text.join(", ")
 }

@@ -28,7 +28,7 @@ use crate::check::{Check, Verdict};
 use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::manifest::{self, DIR, Dumped, Manifest};
+use crate::manifest::{self, DIR, Dumped, Manifest, NO_ROLE_PASSWORDS};
 use crate::plan::{Absent, Part, Phase, Plan};
 use crate::recovery::{Monitor, Record, Undo};
 use crate::service::redis::{Saved, Saving};
@@ -368,9 +368,7 @@ impl<'j> Session<'j> {
         self.postgres = point.version();
         self.report_undumped(&point);
         if !point.reads_passwords() {
-            let text = "the snapshot lacks the passwords of database roles: the role of the backup \
-                        may not read them";
-            self.catalogue.notes.push(text.into());
+            self.catalogue.notes.push(NO_ROLE_PASSWORDS.into());
         }
         Ok(())
     }

@@ -4,16 +4,18 @@
 //! load is dropped and loaded again.
 
 use super::record::{Loading, Record};
+use super::roles::{self, Chosen};
 use crate::check::Check;
 use crate::drill::databases::{Loaded, MAGIC, judge, major, with_errors};
 use crate::error::{Error, Result};
-use crate::manifest::{DIR, Dumped, Manifest};
+use crate::manifest::{DIR, Dumped, Manifest, NO_ROLE_PASSWORDS};
 use crate::process::{Command, Patience, Stdin};
 use crate::service::Reach;
 use crate::service::postgres::{
     Connection, LOAD_OPTIONS, MAINTENANCE, Server, identifier, literal,
 };
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -39,6 +41,10 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(2);
 const NAME_BYTES_MAX: usize = 63;
 /// Largest output of a client that is kept, in bytes.
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
+/// Largest dump of roles in bytes.
+const GLOBALS_BYTES_MAX: usize = 256 << 20;
+/// Pause between two looks whether the server has made a database.
+const WATCH_PAUSE: Duration = Duration::from_millis(20);
 /// Dump of roles, in the directory of dumps.
 const GLOBALS: &str = "databases/globals.sql";
 
@@ -52,8 +58,7 @@ pub struct Loader<'a> {
     progress: &'a Progress,
     /// Directory for dumps that several processes load at once.
     scratch: &'a Path,
-    /// Name of the instance.
-    instance: &'a str,
+    manifest: &'a Manifest,
 }
 
 impl<'a> Loader<'a> {
@@ -70,6 +75,7 @@ impl<'a> Loader<'a> {
         struct Role {
             name: String,
             may_create: bool,
+            is_standby: bool,
         }
         let progress = store.observer().progress();
         let mut connection = server.connect(MAINTENANCE, progress)?;
@@ -78,24 +84,61 @@ impl<'a> Loader<'a> {
         if let Some(then) = then.filter(|then| *then > here) {
             return Err(Error::OlderServer { then, here });
         }
-        let query = "select rolname as name, rolsuper or rolcreatedb as may_create \
-                     from pg_roles where rolname = current_user";
+        let query = "select rolname as name, rolsuper or rolcreatedb as may_create, \
+                     pg_is_in_recovery() as is_standby from pg_roles where rolname = current_user";
         let role: Role = connection.one(query)?;
+        if role.is_standby {
+            return Err(Error::Standby);
+        }
         if !role.may_create {
             return Err(Error::MayNotCreate { role: role.name });
         }
         let client = server.client(here, progress)?;
-        let instance = &manifest.instance;
-        Ok((Loader { store, root, server, client, progress, scratch, instance }, version))
+        Ok((Loader { store, root, server, client, progress, scratch, manifest }, version))
     }
 
-    /// Loads the dump of roles. Returns the errors that count, and the number of harmless ones, which
-    /// are about roles that exist.
-    pub fn load_globals(&self) -> Result<Option<Loaded>> {
+    /// Chooses from the dump of roles what this server gets; `None` without one. Roles that own
+    /// something in the dumps belong to the instance.
+    pub fn roles(&self) -> Result<Option<Chosen>> {
+        #[derive(Deserialize)]
+        struct Role {
+            name: String,
+            is_ours: bool,
+        }
         let Some(entry) = self.entry(&format!("{DIR}/{GLOBALS}"))? else { return Ok(None) };
+        let query = "select rolname as name, rolname = current_user as is_ours from pg_roles";
+        let here: Vec<Role> = self.server.connect(MAINTENANCE, self.progress)?.rows(query)?;
+        let connected = here.iter().find(|role| role.is_ours);
+        let connected = connected.map_or("", |role| &role.name[..]);
+        let existing: BTreeSet<String> = here.iter().map(|role| role.name.clone()).collect();
+        let mut own = BTreeSet::new();
+        for dumped in &self.manifest.databases {
+            let Some(entry) = self.entry(&dumped.path)? else { continue };
+            if self.is_archive(&entry)? {
+                let listed = self.listed(&entry)?;
+                own.extend(owners(&listed, &existing));
+            }
+        }
+        let mut text = Limited { bytes: Vec::new() };
+        store::dump::dump(self.store, &entry, &mut text)?.map_err(|error| Error::Malformed {
+            path: PathBuf::from("/").join(DIR).join(GLOBALS),
+            reason: error.to_string(),
+        })?;
+        let text = String::from_utf8_lossy(&text.bytes);
+        let has_passwords = !self.manifest.notes.iter().any(|note| note == NO_ROLE_PASSWORDS);
+        Ok(Some(roles::choose(&text, &existing, &own, connected, has_passwords)))
+    }
+
+    /// Loads roles. Returns the errors that count, and the number of harmless ones.
+    pub fn load_roles(&self, roles: &Chosen) -> Result<Loaded> {
         let words = ["--no-psqlrc", "--quiet", "--output=/dev/null", "--file=-"];
         let command = self.server.tool(&self.client, "psql", &words, MAINTENANCE)?;
-        self.load_from(command, &entry).map(Some)
+        let output = self.feed(with_errors(command), |input| {
+            // The output of a client that stopped reading tells why.
+            let _ = input.write_all(roles.sql.as_bytes());
+            Ok(())
+        })?;
+        Ok(Loaded::parse(&output))
     }
 
     /// Returns true if a database exists.
@@ -124,36 +167,16 @@ impl<'a> Loader<'a> {
         if known.as_ref().is_some_and(|known| known.is_loaded) {
             return Ok(Check::ok(&title, "loaded by an earlier call"));
         }
-        let mut loading = match known {
-            Some(known) => known,
-            None => {
-                let aside = self.has(name)?.then(|| self.free_name(name, record.suffix()));
-                let aside = aside.transpose()?;
-                Loading { name: name.clone(), aside, is_begun: false, is_loaded: false }
-            }
-        };
-        record.set_loading(loading.clone())?;
-        if !loading.is_begun {
-            if let Some(aside) = &loading.aside {
-                self.rename(name, aside)?;
-            }
-            loading.is_begun = true;
-            record.set_loading(loading.clone())?;
-        }
-        let mut connection = self.server.connect(beside(name), self.progress)?;
-        if has(&mut connection, name)? {
-            // Only our own.
-            disconnect(&mut connection, name)?;
-            connection.execute(&format!("drop database {}", identifier(name)))?;
-        }
-        drop(connection);
+        let mut loading =
+            known.unwrap_or_else(|| Loading { name: name.clone(), ..Loading::default() });
+        self.make_way(&mut loading, record)?;
         let entry = self.entry(&dumped.path)?.filter(|entry| entry.size == dumped.bytes);
         let Some(entry) = entry else {
             let path = PathBuf::from("/").join(&dumped.path);
             let reason = "it is missing in the snapshot, or has another size".into();
             return Err(Error::Malformed { path, reason });
         };
-        let mut loaded = self.load_dump(name, &entry)?;
+        let mut loaded = self.load_watched(&mut loading, record, &entry)?;
         for _ in 0..RELOADS {
             // The server may still create the database for a client that was killed.
             if !loaded.errors.iter().any(|error| IN_MOTION.iter().any(|text| error.contains(text)))
@@ -161,13 +184,12 @@ impl<'a> Loader<'a> {
                 break;
             }
             std::thread::sleep(RELOAD_PAUSE);
-            let mut connection = self.server.connect(beside(name), self.progress)?;
-            if has(&mut connection, name)? {
-                disconnect(&mut connection, name)?;
-                connection.execute(&format!("drop database {}", identifier(name)))?;
-            }
-            drop(connection);
-            loaded = self.load_dump(name, &entry)?;
+            self.make_way(&mut loading, record)?;
+            loaded = self.load_watched(&mut loading, record, &entry)?;
+        }
+        if !self.has(name)? {
+            let reason = loaded.errors.first().cloned().unwrap_or_default();
+            return Err(Error::NotCreated { database: name.clone(), reason });
         }
         let mut connection = self.server.connect(name, self.progress)?;
         let rows = connection.count_rows()?;
@@ -186,6 +208,59 @@ impl<'a> Loader<'a> {
         loading.is_loaded = true;
         record.set_loading(loading)?;
         Ok(check)
+    }
+
+    /// Makes way for a database. Drops one that a rebuild made, and renames any other.
+    fn make_way(&self, loading: &mut Loading, record: &mut Record) -> Result<()> {
+        let name = loading.name.clone();
+        let mut connection = self.server.connect(beside(&name), self.progress)?;
+        match number(&mut connection, &name)? {
+            None => {}
+            made if made == loading.made => {
+                disconnect(&mut connection, &name)?;
+                connection.execute(&format!("drop database {}", identifier(&name)))?;
+            }
+            Some(_) => {
+                drop(connection);
+                let aside = self.free_name(&name, record.suffix())?;
+                if !loading.aside.contains(&aside) {
+                    loading.aside.push(aside.clone());
+                }
+                record.set_loading(loading.clone())?;
+                self.rename(&name, &aside)?;
+            }
+        }
+        loading.made = None;
+        record.set_loading(loading.clone())
+    }
+
+    /// Loads a dump into a new database, and records its number as soon as it is there.
+    fn load_watched(
+        &self,
+        loading: &mut Loading,
+        record: &mut Record,
+        entry: &Entry,
+    ) -> Result<Loaded> {
+        let name = loading.name.clone();
+        let mut watching = self.server.connect(beside(&name), self.progress)?;
+        let loaded = std::thread::scope(|scope| {
+            let work = scope.spawn(|| self.load_dump(&name, entry));
+            while !work.is_finished() {
+                std::thread::sleep(WATCH_PAUSE);
+                if loading.made.is_none() {
+                    loading.made = number(&mut watching, &name)?;
+                    if loading.made.is_some() {
+                        record.set_loading(loading.clone())?;
+                    }
+                }
+            }
+            work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        if loading.made.is_none() {
+            loading.made = number(&mut watching, &name)?;
+            record.set_loading(loading.clone())?;
+        }
+        loaded
     }
 
     /// Loads a dump of either format into a new database of this name.
@@ -228,7 +303,7 @@ impl<'a> Loader<'a> {
         let user = self.client.user.as_deref().map(nix::unistd::User::from_name);
         let user = user.and_then(|found| found.ok().flatten());
         // The same name in each call: a killed one leaves its dump, which may be large.
-        let dir = self.scratch.join(format!("forgekeep-rebuild.{}", self.instance));
+        let dir = self.scratch.join(format!("forgekeep-rebuild.{}", self.manifest.instance));
         let path = dir.join("dump");
         let Some(text) = path.to_str().map(str::to_owned) else { return Ok(None) };
         let _ = std::fs::remove_dir_all(&dir);
@@ -258,8 +333,7 @@ impl<'a> Loader<'a> {
         if !self.is_archive(&entry)? {
             return Ok(());
         }
-        let command = self.server.tool(&self.client, "pg_restore", &["--list"], MAINTENANCE)?;
-        let listed = self.feed(command, &entry)?;
+        let listed = self.listed(&entry)?;
         let query = "select name from pg_available_extensions";
         let available: Vec<Available> =
             self.server.connect(MAINTENANCE, self.progress)?.rows(query)?;
@@ -274,6 +348,50 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Fails if the server lacks the locale of a database. Dumps as text do not name it.
+    pub fn expect_locales(&self, dumped: &Dumped) -> Result<()> {
+        let Some(entry) = self.entry(&dumped.path)? else { return Ok(()) };
+        if !self.is_archive(&entry)? {
+            return Ok(());
+        }
+        // As text, without a server.
+        let words = ["--create", "--schema-only", "--file=-"];
+        let command = self.client.command("pg_restore", words);
+        let script = self.feed(command, |input| self.dump(&entry, input))?;
+        let create = script.lines().find(|line| line.starts_with("CREATE DATABASE "));
+        let Some(create) = create else { return Ok(()) };
+        let mut connection = self.server.connect(MAINTENANCE, self.progress)?;
+        for locale in locales(create) {
+            connection.execute("begin")?;
+            // The message is compared; ordinary roles may not choose its language.
+            connection.execute(
+                "do $$ begin perform set_config('lc_messages', 'C', true); \
+                 exception when others then null; end $$",
+            )?;
+            let probe = format!("create collation pg_temp.forgekeep_probe (locale = {locale})");
+            let made = connection.execute(&probe);
+            if let Err(Error::Failed { output, .. }) = made {
+                // The connection ended with the error. Others are about this database only.
+                if output.contains("could not create locale") {
+                    let reason = format!("the server does not know locale {locale}");
+                    return Err(Error::NotCreated { database: dumped.name.clone(), reason });
+                }
+                connection = self.server.connect(MAINTENANCE, self.progress)?;
+                continue;
+            }
+            made?;
+            connection.execute("rollback")?;
+        }
+        Ok(())
+    }
+
+    /// Returns the list of an archive's objects.
+    fn listed(&self, entry: &Entry) -> Result<String> {
+        let words = ["--list", "--create"];
+        let command = self.server.tool(&self.client, "pg_restore", &words, MAINTENANCE)?;
+        self.feed(command, |input| self.dump(entry, input))
+    }
+
     /// Returns true for a dump in the format of archives, false for one as text.
     fn is_archive(&self, entry: &Entry) -> Result<bool> {
         let mut start = Start { bytes: Vec::new() };
@@ -284,11 +402,23 @@ impl<'a> Loader<'a> {
 
     /// Loads what a client reads from its standard input.
     fn load_from(&self, command: Command, entry: &Entry) -> Result<Loaded> {
-        Ok(Loaded::parse(&self.feed(with_errors(command), entry)?))
+        let output = self.feed(with_errors(command), |input| self.dump(entry, input))?;
+        Ok(Loaded::parse(&output))
     }
 
-    /// Passes a dump to a client through its standard input. Returns the output.
-    fn feed(&self, command: Command, entry: &Entry) -> Result<String> {
+    /// Writes a dump to a client.
+    fn dump(&self, entry: &Entry, input: &mut dyn Write) -> Result<()> {
+        // The output of a client that stopped reading tells why.
+        let _ = store::dump::dump(self.store, entry, input)?;
+        Ok(())
+    }
+
+    /// Gives a client its standard input. Returns the output.
+    fn feed(
+        &self,
+        command: Command,
+        write: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<String> {
         let mut running = command.within(LIMIT).start(Stdin::Piped)?;
         let mut output = running.stdout(self.progress, Patience::Silence);
         let mut input = running.stdin.take();
@@ -299,14 +429,11 @@ impl<'a> Loader<'a> {
                 let kept = (&mut output).take(OUTPUT_BYTES_MAX).read_to_end(&mut text);
                 kept.and_then(|_| std::io::copy(&mut output, &mut std::io::sink())).map(|_| text)
             });
-            let written = input.as_mut().map(|input| store::dump::dump(self.store, entry, input));
+            let written = input.as_mut().map(|input| write(input));
             drop(input.take());
             (written, reader.join())
         });
-        if let Some(written) = written {
-            // The output of a client that stopped reading tells why.
-            let _ = written?;
-        }
+        written.unwrap_or(Ok(()))?;
         let text = match output {
             Ok(Ok(text)) => text,
             Ok(Err(error)) => return Err(running.unread(error, self.progress)),
@@ -387,6 +514,25 @@ impl Write for Start {
     }
 }
 
+/// Keeps the bytes of a file that is small.
+struct Limited {
+    bytes: Vec<u8>,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + bytes.len() > GLOBALS_BYTES_MAX {
+            return Err(std::io::Error::other("it is too large"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Returns the database to connect to while another one is renamed or created.
 fn beside(name: &str) -> &'static str {
     if name == MAINTENANCE { "template1" } else { MAINTENANCE }
@@ -400,6 +546,29 @@ fn extensions(list: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// Returns the roles of a server that own something in a list of `pg_restore`, whose lines end with
+/// the owner.
+fn owners<'r>(list: &'r str, roles: &'r BTreeSet<String>) -> impl Iterator<Item = String> + 'r {
+    let lines = list.lines().filter(|line| !line.starts_with(';'));
+    let ends: BTreeSet<&str> = lines.clone().filter_map(|line| line.rsplit(' ').next()).collect();
+    let with_spaces: Vec<&String> = roles.iter().filter(|role| role.contains(' ')).collect();
+    let owns_by_line = move |role: &String| {
+        with_spaces.contains(&role) && lines.clone().any(|line| line.ends_with(&format!(" {role}")))
+    };
+    roles.iter().filter(move |role| ends.contains(&role[..]) || owns_by_line(role)).cloned()
+}
+
+/// Returns the locales of a statement that creates a database, as they are written there. Only those
+/// of the operating system may be missing.
+fn locales(create: &str) -> impl Iterator<Item = &str> {
+    let is_of_system = !create.contains("LOCALE_PROVIDER = icu");
+    [" LOCALE = ", " LC_COLLATE = ", " LC_CTYPE = "].into_iter().filter_map(move |word| {
+        let (_, rest) = create.split_once(word).filter(|_| is_of_system)?;
+        let end = rest.strip_prefix('\'')?.find('\'')?;
+        rest.get(..end + 2)
+    })
+}
+
 /// Returns true for an error about something that is not installed.
 fn is_absent(error: &str) -> bool {
     error.contains("is not available") || error.contains("could not open extension control file")
@@ -408,6 +577,17 @@ fn is_absent(error: &str) -> bool {
 fn has(connection: &mut Connection<'_>, name: &str) -> Result<bool> {
     let query = format!("select 1 as one from pg_database where datname = {}", literal(name));
     Ok(!connection.rows::<serde_json::Value>(&query)?.is_empty())
+}
+
+/// Returns the number of a database (oid); `None` if there is none of this name.
+fn number(connection: &mut Connection<'_>, name: &str) -> Result<Option<u64>> {
+    #[derive(Deserialize)]
+    struct Row {
+        number: u64,
+    }
+    let query =
+        format!("select oid::bigint as number from pg_database where datname = {}", literal(name));
+    Ok(connection.rows::<Row>(&query)?.pop().map(|row| row.number))
 }
 
 /// Ends all other connections to a database.
@@ -448,6 +628,22 @@ mod tests {
                     3; 3079 16466 EXTENSION - uuid-ossp postgres\n\
                     215; 1259 16467 TABLE public EXTENSION wiki\n";
         assert_eq!(extensions(list).collect::<Vec<_>>(), ["pg_trgm", "uuid-ossp"]);
+    }
+
+    #[test]
+    fn owners_and_locales_are_found() {
+        let list = "; Owner: x\n215; 1259 16467 TABLE public EXTENSION wiki\n\
+                    216; 1259 16468 TABLE public a b role with spaces\n";
+        let roles = ["wiki", "x", "role with spaces", "spaces", "other"].map(String::from).into();
+        let found: Vec<String> = owners(list, &roles).collect();
+        assert_eq!(found, ["role with spaces", "spaces", "wiki"]);
+        let of = |text: &'static str| locales(text).collect::<Vec<_>>();
+        let libc = "CREATE DATABASE w WITH TEMPLATE = template0 ENCODING = 'UTF8' \
+                    LOCALE_PROVIDER = libc LOCALE = 'de_DE.UTF-8';";
+        assert_eq!(of(libc), ["'de_DE.UTF-8'"]);
+        assert_eq!(of("CREATE DATABASE w WITH LC_COLLATE = 'C' LC_CTYPE = 'x';"), ["'C'", "'x'"]);
+        let icu = "CREATE DATABASE w WITH LOCALE_PROVIDER = icu LOCALE = 'x' ICU_LOCALE = 'y';";
+        assert!(of(icu).is_empty());
     }
 
     #[test]

@@ -102,14 +102,14 @@ pub struct Aside {
 }
 
 /// A database of the snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loading {
     /// Name of the database.
     pub name: String,
-    /// New name of a database that had this name before; `None` if there was none.
-    pub aside: Option<String>,
-    /// True once the old database is out of the way: a database of this name is then our own.
-    pub is_begun: bool,
+    /// New names of databases of others that had this name.
+    pub aside: Vec<String>,
+    /// Number (oid) of the database that a rebuild made. Any other of this name is not our own.
+    pub made: Option<u64>,
     /// True once it is loaded and compared.
     pub is_loaded: bool,
 }
@@ -305,8 +305,10 @@ impl Record {
 
     /// Returns the databases that were renamed, by their old names.
     pub fn renamed(&self) -> impl Iterator<Item = (&str, &str)> {
-        let renamed = self.state.databases.iter().filter(|known| known.is_begun);
-        renamed.filter_map(|known| Some((known.name.as_str(), known.aside.as_deref()?)))
+        self.state
+            .databases
+            .iter()
+            .flat_map(|known| known.aside.iter().map(|aside| (known.name.as_str(), aside.as_str())))
     }
 
     /// Removes the record of a finished rebuild.
@@ -369,14 +371,14 @@ mod tests {
         record.begin(Stage::Files, vec![aside]).expect("writes");
         record.moved(0).expect("writes");
         let name = || "main".to_owned();
-        let loading = Loading { name: name(), aside: None, is_begun: true, is_loaded: false };
+        let loading = Loading { name: name(), made: Some(7), ..Loading::default() };
         record.set_loading(loading).expect("writes");
         let again = open("bb").expect("continues");
         assert!(again.is_continued && again.is_done(Stage::Configuration));
         assert!(again.is_begun(Stage::Files) && !again.is_begun(Stage::Redis));
         assert!(!again.is_done(Stage::Files) && again.aside()[0].is_done);
         assert_eq!(again.stopped(), ["puma", "sidekiq"]);
-        assert!(again.loading("main").is_some_and(|loading| loading.is_begun));
+        assert!(again.loading("main").is_some_and(|loading| loading.made == Some(7)));
         // The snapshot of the first call counts.
         let unfinished = Record::unfinished(dir.path(), "gitlab").expect("reads");
         assert_eq!(unfinished.as_deref(), Some("aa"));

@@ -530,7 +530,9 @@ impl<'a> Connection<'a> {
              || quote_ident(c.relname) as name \
              from pg_class c join pg_namespace n on n.oid = c.relnamespace \
              where c.relkind = 'r' and c.relpersistence = 'p' and n.nspname !~ '^pg_' \
-             and n.nspname <> 'information_schema') t order by t.name \\gexec",
+             and n.nspname <> 'information_schema' and not exists (select from pg_depend d \
+             where d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')) t \
+             order by t.name \\gexec",
         )
     }
 
