@@ -3,6 +3,7 @@
 use crate::support::gitlab::{Builder, DATA, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
+use std::os::unix::fs::PermissionsExt;
 
 /// A machine with a GitLab, and the configuration of its backups.
 struct Machine {
@@ -372,6 +373,37 @@ fn a_restore_sets_the_owners_of_the_product() {
         .fails(1, &["the snapshot has no data of mattermost"]);
     let plain = sandbox.run(["restore", &place, "--target", "none", "--as", "plain"]);
     assert!(plain.ends_with(2).all_output().contains("known kinds are"));
+}
+
+/// Accounts must also enter the directory with all data, and those above the parts.
+#[test]
+fn closed_directories_above_parts_are_found_and_opened() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    for name in ["git-data/repositories/a.git/HEAD", "gitlab-rails/uploads/b", "gitaly/config.toml"]
+    {
+        sandbox.write(&format!("copy/{name}"), "");
+    }
+    sandbox.tool("chmod").args(["-R", "u=rwX,go=", "copy"]).run().ok();
+    sandbox.backup(["copy"]);
+    sandbox.tool("chmod").args(["-R", "a+X", "copy/git-data", "copy/gitlab-rails"]).run().ok();
+    let kind = "gitlab=998:998";
+    let found = sandbox.run(["inspect", "--as", kind, "copy"]).ends_with(3).all_output();
+    let top = format!("{} belongs to root:root with mode 0700: ", sandbox.text("copy"));
+    assert!(found.contains(&top), "{found}");
+    sandbox.run(["repair", "owners", "--as", kind, "copy"]).ok();
+    sandbox.run(["inspect", "--as", kind, "copy"]).ok();
+
+    let restore = ["restore", &sandbox.at("latest", "copy"), "--target", "restored", "--as", kind];
+    sandbox.run(restore).ok();
+    let mode = |name: &str| {
+        let mode = sandbox.path(name).metadata().expect("is there").permissions().mode() & 0o7777;
+        format!("{mode:04o}")
+    };
+    assert_eq!(mode("restored/git-data"), "0711");
+    assert_eq!(mode("restored/gitlab-rails"), "0711");
+    sandbox.tool("chmod").args(["a+x", "restored"]).run().ok();
+    sandbox.run(["inspect", "--as", kind, "restored"]).ok();
 }
 
 #[test]

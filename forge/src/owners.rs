@@ -12,7 +12,7 @@ mod rules;
 pub use bare::{Files, OwnersAs};
 pub use leftovers::leftovers;
 pub use repair::{Repaired, rules as rules_of_file};
-pub use rules::{main_account, rules};
+pub use rules::{is_closed_to, main_account, rules};
 
 use crate::check::{Check, EXAMPLES, Verdict};
 use crate::error::{Error, Result};
@@ -507,14 +507,16 @@ impl Faults<'_, '_> {
         Ok(())
     }
 
-    /// Looks at the directories above a path of a part and below the root of the instance. The user
+    /// Looks at the directories above a path of a part and in the root of the instance. The user
     /// of a container enters only those in its volumes.
     fn above(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) -> Result<()> {
         let user = expected.name.split(':').next().unwrap_or_default();
         let is_entered = |dir: &Path| {
             expected.groups.is_some() || plan.volumes.iter().any(|top| dir.starts_with(top))
         };
-        let within = |dir: &&Path| dir.starts_with(&plan.root) && **dir != plan.root;
+        let within = |dir: &&Path| {
+            dir.starts_with(&plan.root) && (**dir != plan.root || plan.is_root_entered)
+        };
         // Those within another part are looked at as its content, with its own owner.
         let parts: Vec<&Part> = plan.parts.iter().filter(|part| part.owner.is_some()).collect();
         for dir in path.ancestors().skip(1).take_while(within) {

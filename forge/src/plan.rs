@@ -31,6 +31,8 @@ pub struct Plan {
     pub kind: &'static str,
     /// Directory of this machine that the instance regards as `/`.
     pub root: PathBuf,
+    /// True if that directory has the instance's data itself, so that its accounts must enter it.
+    pub is_root_entered: bool,
     /// Method that keeps the parts consistent with each other.
     pub mode: Mode,
     /// The installed product.
@@ -114,6 +116,7 @@ impl Plan {
             instance: instance.into(),
             kind,
             root: settings.root.clone(),
+            is_root_entered: false,
             mode: settings.mode,
             product: Product::default(),
             parts: Vec::new(),

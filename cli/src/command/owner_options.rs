@@ -89,7 +89,7 @@ impl OwnerOptions {
     pub fn map(
         &self,
         snapshot: &Snapshot,
-        parts: impl Fn(&OwnersAs) -> Result<Vec<Part>, Failure>,
+        parts: impl Fn(&OwnersAs) -> Result<(Vec<Part>, Vec<PathBuf>), Failure>,
     ) -> Result<OwnerMap, Failure> {
         let kind = snapshot.instance.as_ref().map(|instance| &instance.kind[..]);
         let is_of_container = kind.is_some_and(|kind| CONTAINER_KINDS.contains(&kind));
@@ -119,14 +119,14 @@ impl OwnerOptions {
             map.add_mode("--chmod", changes.as_bytes())?;
         }
         if let Some(kind) = &self.kind_as {
-            let parts = parts(kind)?;
+            let (parts, closed) = parts(kind)?;
             if parts.is_empty() {
                 return Err(with_hint(
                     format!("the snapshot has no data of {}", kind.kind()),
                     "restore the directory of its data with SNAPSHOT:PATH, or use --owner-map",
                 ));
             }
-            map.add_file(OF_PRODUCT, &forge::owners::rules(&parts))?;
+            map.add_file(OF_PRODUCT, &forge::owners::rules(&parts, &closed))?;
         }
         Ok(map)
     }

@@ -11,6 +11,7 @@ use clap::Args;
 use forge::owners::{Files, OwnersAs};
 use forge::plan::Part;
 use forge::process::quoted_path;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -304,14 +305,15 @@ impl Restore {
 }
 
 /// Returns the parts of a kind in a snapshot: those that its backup listed, or those below the
-/// restored path or the paths of the snapshot.
+/// restored path or the paths of the snapshot. Also returns the directories above the latter that the
+/// accounts of the parts may not enter.
 fn parts_as(
     kind: &OwnersAs,
     store: &Store,
     id: &SnapshotId,
     snapshot: &Snapshot,
     from: &[u8],
-) -> Result<Vec<Part>, Failure> {
+) -> Result<(Vec<Part>, Vec<PathBuf>), Failure> {
     let manifest = super::instance::manifest(store, id, snapshot)?;
     if let Some(manifest) = manifest.filter(|manifest| manifest.kind == kind.kind()) {
         let mut parts = manifest.parts;
@@ -321,7 +323,7 @@ fn parts_as(
                 part.owner = Some(format!("{uid}:{gid}"));
             }
         }
-        return Ok(parts);
+        return Ok((parts, Vec::new()));
     }
     let root = snapshot.root.chunk();
     let exists = |path: &Path| {
@@ -337,8 +339,28 @@ fn parts_as(
     let files = Files { exists: &exists, read: &read };
     let named = [Path::new("/").join(OsStr::from_bytes(from))];
     let sources = snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
-    let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &files));
-    Ok(found.find(|parts| !parts.is_empty()).unwrap_or_default())
+    let mut found = named.into_iter().chain(sources).map(|dir| (kind.parts(&dir, &files), dir));
+    let found = found.find(|(parts, _)| !parts.is_empty());
+    let Some((parts, top)) = found else { return Ok(Default::default()) };
+    let main = forge::owners::main_account(&parts);
+    let mut closed = BTreeSet::new();
+    for part in &parts {
+        // The main account also reads the generated configuration.
+        let Some(owner) = part.owner.as_ref().or(main.as_ref()) else { continue };
+        for dir in part.paths.iter().flat_map(|path| path.ancestors().skip(1)) {
+            let is_in_part =
+                || parts.iter().any(|part| part.paths.iter().any(|path| dir.starts_with(path)));
+            let entry = || {
+                let path = tree_path(dir.as_os_str().as_bytes());
+                Lookup::new(&root, store).at(&path).ok().flatten()
+            };
+            let is_closed = || entry().is_some_and(|dir| forge::owners::is_closed_to(owner, &dir));
+            if dir.starts_with(&top) && !closed.contains(dir) && !is_in_part() && is_closed() {
+                closed.insert(dir.to_owned());
+            }
+        }
+    }
+    Ok((parts, closed.into_iter().collect()))
 }
 
 /// Maximum number of pools that are named.

@@ -226,6 +226,7 @@ impl OwnersAs {
         let unknown = unknown.into_iter().filter(|(path, _)| !linked.contains(&path));
         plan.notes.extend(unknown.map(|(_, text)| text));
         // The account of a container passes the directories above its data.
+        plan.is_root_entered = !self.product.data.is_some_and(|data| dir.join(data).exists());
         plan.volumes.push(dir.clone());
         plan.parts = if is_product { parts } else { Vec::new() };
         if plan.parts.is_empty() {

@@ -4,6 +4,7 @@ use super::modes::{Paths, ROWS};
 use super::{Expected, GENERATED, REGISTRY, registry_group};
 use crate::plan::Part;
 use std::path::PathBuf;
+use store::entry::{Entry, EntryKind};
 use store::glob::escape;
 
 /// Rules that change nothing, for a part within another one.
@@ -18,13 +19,33 @@ pub fn main_account(parts: &[Part]) -> Option<String> {
     of("repositories").or_else(|| of("uploads")).or_else(|| of("data"))
 }
 
-/// Returns rules that give the paths of parts the owners and modes that the product needs.
-pub fn rules(parts: &[Part]) -> Vec<u8> {
+/// Returns true if the account of a part, a name or numbers, may not enter a directory of the snapshot.
+pub fn is_closed_to(account: &str, dir: &Entry) -> bool {
+    let (user, group) = account.split_once(':').unwrap_or((account, account));
+    let is = |wanted: &str, id: u32, name: Option<&Vec<u8>>| {
+        wanted.parse() == Ok(id) || name.is_some_and(|name| name == wanted.as_bytes())
+    };
+    let bit = if is(user, dir.owner.uid, dir.owner.user.as_ref()) {
+        0o100
+    } else if is(group, dir.owner.gid, dir.owner.group.as_ref()) {
+        0o010
+    } else {
+        0o001
+    };
+    dir.kind == EntryKind::Directory && dir.mode & bit == 0
+}
+
+/// Returns rules that give the paths of parts the owners and modes that the product needs, and open
+/// directories above them.
+pub fn rules(parts: &[Part], closed: &[PathBuf]) -> Vec<u8> {
     let mut all: Vec<(&Part, &PathBuf)> =
         parts.iter().flat_map(|part| part.paths.iter().map(move |path| (part, path))).collect();
     // The first matching rule counts, so inner parts precede outer ones.
     all.sort_by_key(|(_, path)| std::cmp::Reverse(path.components().count()));
     let mut text = Vec::new();
+    for path in closed {
+        text.extend([b"[exact \"", &escape(path)[..], b"\"]\nmode Da+x\n"].concat());
+    }
     let main_group = registry_group(parts);
     for (part, path) in all {
         let mut section = |form: &str, below: &[u8], lines: &str| {

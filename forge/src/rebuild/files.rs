@@ -279,7 +279,7 @@ pub fn owners(job: &Job<'_>) -> Result<OwnerMap> {
     let wanted =
         parts.iter().filter(|part| part.owner.is_some() || part.paths.iter().any(is_within));
     let wanted: Vec<Part> = wanted.cloned().collect();
-    map.add_file(OF_KIND, &crate::owners::rules(&wanted))?;
+    map.add_file(OF_KIND, &crate::owners::rules(&wanted, &[]))?;
     Ok(map)
 }
 
