@@ -865,6 +865,43 @@ fn a_store_behind_another_mount_stays() {
     }
 }
 
+#[test]
+fn a_full_disk_ends_the_rebuild_before_services_start() {
+    need_root();
+    let sandbox = Sandbox::new();
+    std::fs::create_dir_all(sandbox.path("data")).expect("directories");
+    let log = sandbox.text("started");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n[instances.forge.services]\n\
+         stop = [{{ command = ['true'] }}]\nstart = [{{ command = ['touch', '{log}'] }}]\n",
+        sandbox.text("data")
+    );
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    // The disk is not that of the root, to which all parts are restored at once.
+    let script = "set -e
+        mount -t tmpfs -o nr_inodes=60 none data
+        for i in $(seq 40); do echo $i > data/f$i; done
+        $FK backup --instance forge --init
+        if $FK rebuild forge --yes > first 2>&1; then exit 9; fi
+        cat first
+        grep -q 'No space left' first
+        grep -q 'run the same command again: it continues' first
+        test ! -e started
+        test $(ls data | wc -l) -lt 40
+        mount -o remount,nr_inodes=200 data
+        $FK rebuild forge --yes > second 2>&1
+        cat second
+        grep 'continuing the rebuild' second
+        test $(ls data | wc -l) = 40
+        test $(ls -d data/.before-rebuild-* | wc -l) = 1
+        test -e started";
+    let run = sandbox.in_mount_namespace(script);
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+        .run()
+        .ok();
+}
+
 /// Changes a byte in the first chunk of the largest file below a directory.
 fn spoil_largest(dir: &Path) {
     let shards =

@@ -75,6 +75,9 @@ pub struct Options {
     pub owners: Arc<OwnerMap>,
     /// File that gets rules which undo the changes of owners and modes.
     pub owner_record: Option<PathBuf>,
+    /// End at the first error of the target that someone can mend, such as a full disk, also if it
+    /// concerns only some paths. Otherwise these paths are reported, and the others are restored.
+    pub ends_at_write_errors: bool,
     /// Change nothing.
     pub is_dry: bool,
 }
@@ -178,6 +181,7 @@ pub fn restore(
         owners: Arc::clone(&options.owners),
         owner_record,
         is_delete: options.delete,
+        ends_at_write_errors: options.ends_at_write_errors,
         store_place,
         copies: HashMap::new(),
         linked_names: HashMap::new(),
@@ -378,6 +382,7 @@ struct Restore<'a> {
     lost: bool,
     selected: u64,
     is_delete: bool,
+    ends_at_write_errors: bool,
     /// Path of the store below the target.
     store_place: Option<Vec<u8>>,
     /// Further names that were linked to the first, of files with more than two names.
@@ -416,6 +421,9 @@ impl Restore<'_> {
     fn refused(&self, path: &[u8], refused: &Refused) {
         if !refused.is_empty() {
             self.counts.metadata_refused.fetch_add(1, Relaxed);
+            if let Some(error) = refused.lack().filter(|_| self.ends_at_write_errors) {
+                self.end(path, error.into());
+            }
             let protection = target::protection(self.target.dir(), path);
             let (path, reason) = (self.shown(path), refused.reason(protection.as_ref()));
             self.store.observer().event(Event::MetadataRefused { path, reason });
@@ -438,18 +446,28 @@ impl Restore<'_> {
 
     fn failed_io(&self, path: &[u8], error: &io::Error) {
         if let Some(source) = fatal(self.target.dir(), path, error) {
-            self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
-            return;
+            return self.end(path, source);
         }
         if target::is_absent(error) && self.is_below_unmade(path) {
             self.failed(path, below_unmade());
             return;
+        }
+        if let Some(errno) = Errno::from_io_error(error)
+            && self.ends_at_write_errors
+            && target::is_mendable(errno)
+        {
+            return self.end(path, errno.into());
         }
         if error.kind() == io::ErrorKind::DirectoryNotEmpty {
             self.failed(path, dir_in_the_way(self.is_delete));
             return;
         }
         self.failed(path, self.reason(path, error));
+    }
+
+    /// Ends the restore with an error, unless it ends already.
+    fn end(&self, path: &[u8], source: io::Error) {
+        self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
     }
 
     /// Returns the reason of an error at a path. Names the attribute of the object that causes it.

@@ -576,6 +576,25 @@ pub fn is_on_other_device(root: BorrowedFd<'_>, path: &[u8]) -> bool {
     nearest_dir(root, path).is_some_and(|dir| device(dir.as_fd()) != device(root))
 }
 
+/// Returns true for an error after which the same attempt may succeed once someone has mended its
+/// cause: made space, or removed a protection. Others last, because the file system cannot hold such
+/// a name or content.
+pub fn is_mendable(error: Errno) -> bool {
+    !matches!(
+        error,
+        Errno::NAMETOOLONG
+            | Errno::INVAL
+            | Errno::ILSEQ
+            | Errno::OPNOTSUPP
+            | Errno::NOSYS
+            | Errno::FBIG
+            | Errno::OVERFLOW
+            | Errno::MLINK
+            | Errno::NXIO
+            | Errno::NODEV
+    )
+}
+
 /// Returns true if a path is on another mount than the target directory `root`. Each mount of a
 /// file system is read-only by itself.
 pub fn is_on_other_mount(root: BorrowedFd<'_>, path: &[u8]) -> bool {

@@ -77,6 +77,7 @@ pub fn restore_options() -> store::restore::Options {
         keep: none().into(),
         owners: Default::default(),
         owner_record: None,
+        ends_at_write_errors: false,
         is_dry: false,
     }
 }

@@ -1059,6 +1059,7 @@ fn options(scratch: &Scratch) -> Result<Options, Failure> {
         keep: Spared::default(),
         owners: Arc::new(owners),
         owner_record: None,
+        ends_at_write_errors: false,
         is_dry: false,
     })
 }

@@ -315,6 +315,10 @@ fn with_next_step(error: forge::Error) -> Failure {
         E::Failed { .. } | E::TooSlow { .. } | E::Service { .. } | E::Start { .. } => {
             "mend the cause, and run the command again"
         }
+        E::Store(store::Error::Target { .. }) | E::Write { .. } => {
+            "make space or mend the cause, and run the same command again: it continues, and keeps \
+             what is restored"
+        }
         error => return error.into(),
     };
     with_hint(error.to_string(), hint)

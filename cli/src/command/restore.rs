@@ -155,6 +155,7 @@ impl Restore {
             keep,
             owners: Arc::clone(&owners),
             owner_record,
+            ends_at_write_errors: false,
             is_dry: self.dry_run,
         };
         if !place.path.is_empty() {

@@ -170,6 +170,7 @@ impl Files {
                 keep: Spared::default(),
                 owners: Arc::new(owners(job)?),
                 owner_record: None,
+                ends_at_write_errors: true,
                 is_dry: false,
             };
             let report = store::restore::restore(job.store, &root, from, target, &options)?;

@@ -10,6 +10,7 @@ use crate::glob::{Globs, ends};
 use crate::observe::{Event, Observer};
 use crate::source::{self, Stat};
 use crate::target::{self, Metadata};
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -79,6 +80,10 @@ impl Restore<'_> {
         }
         match self.target.kind_of(path) {
             None | Some(EntryKind::Directory) => false,
+            Some(_) if self.ends_at_write_errors => {
+                self.end(path, Errno::NOTDIR.into());
+                true
+            }
             Some(kind) => {
                 self.failed(path, not_replaced(kind));
                 self.blocked = Some(path.to_vec());
@@ -145,6 +150,7 @@ mod tests {
                 keep: Default::default(),
                 owners: Default::default(),
                 owner_record: None,
+                ends_at_write_errors: false,
                 is_dry: false,
             })
         };

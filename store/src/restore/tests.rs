@@ -85,6 +85,7 @@ impl Bench {
             keep: Spared::default(),
             owners: Arc::default(),
             owner_record: None,
+            ends_at_write_errors: false,
             is_dry: false,
         }
     }

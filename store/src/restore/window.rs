@@ -217,7 +217,13 @@ impl Restore<'_> {
         if made.is_err() {
             self.miss(entry);
         }
-        self.count_made(path, made, &self.counts.others);
+        match made {
+            // Some file systems have no links, and some containers may not make devices.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
+                self.failed(path, self.reason(path, &error));
+            }
+            made => self.count_made(path, made, &self.counts.others),
+        }
     }
 
     /// Makes another name of a file, or a copy if that fails.

@@ -135,6 +135,8 @@ impl<'a> Metadata<'a> {
 pub struct Refused {
     texts: Vec<String>,
     cause: Cause,
+    /// Error of a disk that is full or fails.
+    lack: Option<Errno>,
 }
 
 /// An open object whose metadata is set.
@@ -154,6 +156,15 @@ impl Refused {
     pub(crate) fn note(&mut self, what: &str, error: &io::Error) {
         self.texts.push(format!("{what}: {error}"));
         self.cause = error.into();
+        let is_lack = |errno: &Errno| {
+            matches!(*errno, Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::NOMEM | Errno::ROFS)
+        };
+        self.lack = Errno::from_io_error(error).filter(is_lack).or(self.lack);
+    }
+
+    /// Returns the error of a disk that is full or fails, if it is among the reasons.
+    pub(crate) fn lack(&self) -> Option<Errno> {
+        self.lack
     }
 
     /// Notes the error of setting an attribute. Returns false if this user or file system does not
