@@ -902,6 +902,45 @@ fn a_full_disk_ends_the_rebuild_before_services_start() {
         .ok();
 }
 
+#[test]
+fn a_continued_rebuild_knows_the_faults_of_earlier_calls() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    postgres.sql("postgres", "create database shop");
+    postgres.sql("shop", "create table t (id int); insert into t values (1)");
+    // Its query does not find the table while the dump is loaded.
+    postgres.sql(
+        "shop",
+        "create function n() returns bigint language sql as 'select count(*) from t'; \
+         create materialized view counted as select n()",
+    );
+    std::fs::create_dir_all(dir.path().join("data")).expect("directories");
+    std::fs::write(dir.path().join("data/f"), "content").expect("writes");
+    sandbox.write("start", "exit 1");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n\
+         [instances.forge.services]\nstop = [{{ command = ['true'] }}]\n\
+         start = [{{ command = ['sh', '{}'] }}]\n",
+        dir.path().join("data").display(),
+        postgres.socket_dir().display(),
+        postgres.superuser(),
+        sandbox.text("start"),
+    );
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    backup(&sandbox).run().ok();
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = || configured(&sandbox, ["rebuild", "forge", "--yes", "--scratch", scratch]);
+    rebuild().run().ends_with(1);
+    sandbox.write("start", "exit 0");
+    let continued = rebuild().run().ends_with(3);
+    assert!(continued.all_output().contains("6/9 databases     done"), "{}", continued.stdout);
+    let lines = continued.all_output();
+    let fault = "relation \"t\" does not exist";
+    assert!(lines.contains("database-shop: 1 tables") && lines.contains(fault), "{lines}");
+}
+
 /// Changes a byte in the first chunk of the largest file below a directory.
 fn spoil_largest(dir: &Path) {
     let shards =

@@ -101,6 +101,9 @@ pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outco
     let mut rebuild = Rebuild { job, record, say, outcome: Outcome::default() };
     rebuild.run()?;
     let Rebuild { mut outcome, record, .. } = rebuild;
+    // Those of an earlier call count as well.
+    outcome.checks.splice(0..0, record.checks().iter().cloned());
+    outcome.left.splice(0..0, record.left().iter().cloned());
     let moved = record.aside().iter().map(|aside| (shown(&aside.from), shown(&aside.to)));
     let renamed = record
         .renamed()
@@ -149,11 +152,13 @@ impl Rebuild<'_, '_> {
         let is_quiet = !self.record.is_done(Stage::Start) && !job.is_dry;
         if is_quiet {
             // Services that run change references.
-            let compared = self.repositories(true)?;
-            self.outcome.checks.extend(compared);
+            if let Some(compared) = self.repositories(true)? {
+                self.record.keep(compared)?;
+            }
         }
         self.stage(Stage::Start, |rebuild| rebuild.start(&rebuilding))?;
-        if !is_quiet && !job.is_dry {
+        let is_examined = self.record.checks().iter().any(|check| check.name == examine::FSCK);
+        if !is_examined && !job.is_dry {
             let examined = self.repositories(false)?;
             self.outcome.checks.extend(examined);
         }
@@ -438,7 +443,6 @@ impl Rebuild<'_, '_> {
         for dumped in &job.manifest.databases {
             let check = loader.load(dumped, self.record)?;
             (self.say)(Stage::Databases, &format!("{}: {}", dumped.name, check.text));
-            self.outcome.checks.push(check);
         }
         Ok(())
     }

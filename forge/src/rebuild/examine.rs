@@ -16,6 +16,8 @@ use store::backup::tree_path;
 use store::entry::EntryKind;
 use store::tree::TreeReader;
 
+/// Name of the check of repositories.
+pub const FSCK: &str = "fsck";
 /// End of the name of a bare repository.
 const BARE: &[u8] = b".git";
 /// Time limit of examining one repository.
@@ -51,7 +53,8 @@ impl Rebuild<'_, '_> {
         self.outcome.checks.extend(checks);
         let written = self.write(&plan);
         self.outcome.checks.extend(written);
-        (self.say)(Stage::Checks, &format!("{} made", self.outcome.checks.len()));
+        let made = self.record.checks().len() + self.outcome.checks.len();
+        (self.say)(Stage::Checks, &format!("{made} made"));
         Ok(())
     }
 
@@ -66,7 +69,7 @@ impl Rebuild<'_, '_> {
         let user = user(&self.plan()?.0);
         let Some(git) = Git::of_machine(user.as_deref(), progress) else {
             let text = "git is not installed, so no repository was examined";
-            return Ok(Some(Check::new("fsck", Verdict::Unknown, text)));
+            return Ok(Some(Check::new(FSCK, Verdict::Unknown, text)));
         };
         let view = View::Tree { store: job.store, root: job.snapshot.root.chunk() };
         let (mut sound, mut references, mut faults, mut unknown) = (0, 0, Vec::new(), Vec::new());
@@ -95,7 +98,7 @@ impl Rebuild<'_, '_> {
             (true, false) => Verdict::Unknown,
             (false, _) => Verdict::Failed,
         };
-        Ok(Some(Check::new("fsck", verdict, text).with_examples(faults.into_iter().chain(unknown))))
+        Ok(Some(Check::new(FSCK, verdict, text).with_examples(faults.into_iter().chain(unknown))))
     }
 
     /// Returns some repositories of the snapshot, spread over all.

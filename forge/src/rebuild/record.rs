@@ -3,6 +3,7 @@
 //! A step that moves something is recorded before it is done, with the new place. So the next call
 //! never takes restored data for the data that was there before.
 
+use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::file;
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,12 @@ struct State {
     lost_paths: u64,
     aside: Vec<Aside>,
     databases: Vec<Loading>,
+    /// Results of the stages that are not made again.
+    #[serde(default)]
+    checks: Vec<Check>,
+    /// Commands for the admin that these stages named.
+    #[serde(default)]
+    left: Vec<String>,
 }
 
 /// State that an unfinished rebuild leaves on a machine.
@@ -181,6 +188,8 @@ impl Record {
             lost_paths: 0,
             aside: Vec::new(),
             databases: Vec::new(),
+            checks: Vec::new(),
+            left: Vec::new(),
         });
         Ok(Record { path, state, is_continued })
     }
@@ -291,6 +300,33 @@ impl Record {
         self.write()
     }
 
+    /// Returns the results of the stages that are not made again.
+    pub fn checks(&self) -> &[Check] {
+        &self.state.checks
+    }
+
+    /// Records the result of a stage that is not made again. It replaces an earlier one of its name.
+    pub fn keep(&mut self, check: Check) -> Result<()> {
+        match self.state.checks.iter_mut().find(|known| known.name == check.name) {
+            Some(known) => *known = check,
+            None => self.state.checks.push(check),
+        }
+        self.write()
+    }
+
+    /// Returns the commands for the admin.
+    pub fn left(&self) -> &[String] {
+        &self.state.left
+    }
+
+    /// Records a command for the admin.
+    pub fn leave(&mut self, command: &str) -> Result<()> {
+        if !self.state.left.iter().any(|known| known == command) {
+            self.state.left.push(command.to_owned());
+        }
+        self.write()
+    }
+
     /// Returns the state of a database.
     pub fn loading(&self, name: &str) -> Option<&Loading> {
         self.state.databases.iter().find(|known| known.name == name)
@@ -350,6 +386,7 @@ fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::Verdict;
 
     #[test]
     fn a_record_is_continued_as_it_was_left() {
@@ -373,12 +410,21 @@ mod tests {
         let name = || "main".to_owned();
         let loading = Loading { name: name(), made: Some(7), ..Loading::default() };
         record.set_loading(loading).expect("writes");
+        for text in ["3 rows are missing", "2 rows are missing"] {
+            let check = Check::new("database-main", Verdict::Failed, text);
+            record.keep(check.with_examples(["t".into()]).with_hint("look")).expect("writes");
+        }
+        (0..2).for_each(|_| record.leave("FLUSHALL").expect("writes"));
         let again = open("bb").expect("continues");
         assert!(again.is_continued && again.is_done(Stage::Configuration));
         assert!(again.is_begun(Stage::Files) && !again.is_begun(Stage::Redis));
         assert!(!again.is_done(Stage::Files) && again.aside()[0].is_done);
         assert_eq!(again.stopped(), ["puma", "sidekiq"]);
         assert!(again.loading("main").is_some_and(|loading| loading.made == Some(7)));
+        assert_eq!(again.checks().len(), 1);
+        assert_eq!(again.checks(), record.checks());
+        assert_eq!(again.checks()[0].text, "2 rows are missing");
+        assert_eq!(again.left(), ["FLUSHALL"]);
         // The snapshot of the first call counts.
         let unfinished = Record::unfinished(dir.path(), "gitlab").expect("reads");
         assert_eq!(unfinished.as_deref(), Some("aa"));

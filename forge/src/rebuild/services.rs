@@ -153,7 +153,7 @@ impl Rebuild<'_, '_> {
                 let text = format!("its data could not be kept, so it was not emptied: {error}");
                 (self.say)(Stage::Redis, &text);
                 let left = "redis-cli FLUSHALL, unless its jobs belong to the restored databases";
-                self.outcome.left.push(left.into());
+                self.record.leave(left)?;
                 return Ok(());
             }
             redis.flush(progress)?;
