@@ -941,6 +941,37 @@ fn a_continued_rebuild_knows_the_faults_of_earlier_calls() {
     assert!(lines.contains("database-shop: 1 tables") && lines.contains(fault), "{lines}");
 }
 
+#[test]
+fn a_rebuild_names_what_an_incomplete_snapshot_lacks() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    postgres.sql("postgres", "create database shop allow_connections false");
+    std::fs::create_dir_all(dir.path().join("data")).expect("directories");
+    std::fs::write(dir.path().join("data/f"), "content").expect("writes");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n\
+         databases = ['shop']\n",
+        dir.path().join("data").display(),
+        postgres.socket_dir().display(),
+        postgres.superuser(),
+    );
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    backup(&sandbox).run().ends_with(3);
+    let rebuild =
+        |arguments: &[&str]| configured(&sandbox, ["rebuild", "forge"]).args(arguments).run();
+    for arguments in [["--dry-run"], ["--yes"]] {
+        let refused = rebuild(&arguments).ends_with(1);
+        assert!(refused.stderr.contains("NOT COMPLETE: database-shop"), "{}", refused.stderr);
+    }
+    let planned = rebuild(&["--dry-run", "--incomplete"]).ends_with(3);
+    assert!(planned.stdout.contains("is not complete: database-shop"), "{}", planned.stdout);
+    let outcome = rebuild(&["--yes", "--incomplete"]).ends_with(3);
+    assert!(outcome.stdout.contains("is not complete: database-shop"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("rebuilt; problems found"), "{}", outcome.stdout);
+}
+
 /// Changes a byte in the first chunk of the largest file below a directory.
 fn spoil_largest(dir: &Path) {
     let shards =

@@ -112,6 +112,24 @@ pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outco
     Ok(outcome)
 }
 
+/// Describes the missing parts of a snapshot; empty if it is complete.
+pub fn lacking(snapshot: &Snapshot, manifest: &Manifest) -> Vec<String> {
+    if snapshot.is_complete() {
+        return Vec::new();
+    }
+    let parts = manifest.missing.iter().filter(|absent| absent.is_required);
+    let parts = parts.map(|absent| format!("{} is missing: {}", absent.part, absent.looked_for));
+    let failed = manifest.checks.iter().filter(|check| check.verdict == Verdict::Failed);
+    let failed = failed.map(|check| format!("{}: {}", check.name, check.text));
+    let unread = Some(snapshot.unreadable_count).filter(|count| *count > 0);
+    let unread = unread.map(|count| format!("{count} paths could not be read"));
+    let mut lacking: Vec<String> = parts.chain(failed).chain(unread).collect();
+    if lacking.is_empty() {
+        lacking.push("the backup was not completed".into());
+    }
+    lacking
+}
+
 /// Returns what a new rebuild would move out of the way.
 pub fn moves(job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
     let kind = kind(job)?.rebuilding();
@@ -258,6 +276,17 @@ impl Rebuild<'_, '_> {
             Err(error) => return Err(error),
         };
         (self.say)(Stage::Preconditions, &text);
+        let lacking = lacking(job.snapshot, job.manifest);
+        for text in &lacking {
+            (self.say)(Stage::Preconditions, &format!("the snapshot is not complete: {text}"));
+        }
+        if !lacking.is_empty() {
+            let text = "the snapshot is not complete, so the rebuilt instance is not either";
+            let hint = "what this machine has of the missing parts has not changed, and is of another \
+                        moment; replace it from another snapshot, or remove it";
+            let check = Check::new("snapshot", Verdict::Failed, text);
+            self.outcome.checks.push(check.with_examples(lacking).with_hint(hint));
+        }
         // Unknown accounts are found before anything is changed.
         files::owners(job)?;
         let mut planned = Vec::new();

@@ -9,7 +9,7 @@ use crate::ui::Ui;
 use clap::Args;
 use forge::manifest::{self, Manifest};
 use forge::process::quoted_path;
-use forge::rebuild::{Aside, Forgotten, Job, Outcome, Record, Stage, moves, rebuild};
+use forge::rebuild::{Aside, Forgotten, Job, Outcome, Record, Stage, lacking, moves, rebuild};
 use forge::recovery;
 use forge::set_aside;
 use forge::settings::{PartSettings, Settings};
@@ -52,7 +52,7 @@ pub struct Rebuild {
     /// Rename data that this machine already has of the instance
     #[arg(long)]
     yes: bool,
-    /// Rebuild from a snapshot that is not complete
+    /// Rebuild from a snapshot that is not complete. The exit code is then 3
     #[arg(long)]
     incomplete: bool,
     /// Forget an unfinished rebuild. Everything stays as it is
@@ -135,9 +135,10 @@ impl Rebuild {
             let hint = "`forgekeep snapshots` shows which snapshots are complete";
             with_hint(format!("snapshot {} has no {}", id.short(), manifest::FILE), hint)
         })?;
-        if !snapshot.is_complete() && !self.incomplete && !self.dry_run {
+        let lacking = lacking(&snapshot, &manifest);
+        if !lacking.is_empty() && !self.incomplete {
             return Err(with_hint(
-                format!("snapshot {} is NOT COMPLETE", id.short()),
+                format!("snapshot {} is NOT COMPLETE: {}", id.short(), lacking.join("; ")),
                 "choose another one (`forgekeep snapshots`), or give --incomplete to rebuild without \
                  the missing parts",
             ));
