@@ -972,6 +972,89 @@ fn a_rebuild_names_what_an_incomplete_snapshot_lacks() {
     assert!(outcome.stdout.contains("rebuilt; problems found"), "{}", outcome.stdout);
 }
 
+/// Data that was on another disk, behind a link.
+#[test]
+fn links_to_the_data_of_parts_are_restored() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let path = |name: &str| sandbox.path("root").join(name);
+    for dir in ["app", "disk/real", "disk/app", "srv"] {
+        std::fs::create_dir_all(path(dir)).expect("directories");
+    }
+    std::fs::write(path("disk/real/f"), "content").expect("writes");
+    std::fs::write(path("disk/app/f"), "content").expect("writes");
+    let link = |text: &str, name: &str| {
+        std::os::unix::fs::symlink(text, path(name)).expect("links");
+    };
+    link("/disk/real", "app/data");
+    link("../disk", "srv/outer");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n[instances.forge.parts.more]\npath = '{}'\n",
+        path("app/data").display(),
+        path("srv/outer/app").display()
+    );
+    configure_kind(&sandbox, "plain", &sandbox.path("root"), &more);
+    backup(&sandbox).run().ok();
+    let rebuild = |arguments: &[&str]| {
+        configured(&sandbox, ["rebuild", "forge", "--yes"]).args(arguments).run()
+    };
+    let clear = || {
+        for dir in ["app", "disk", "srv"] {
+            std::fs::remove_dir_all(path(dir)).expect("removes");
+        }
+        for dir in ["app", "srv"] {
+            std::fs::create_dir(path(dir)).expect("a directory");
+        }
+    };
+    let assert_rebuilt = |outcome: &crate::support::sandbox::Outcome| {
+        let read = |name: &str| std::fs::read_to_string(path(name)).expect("reads");
+        let both = (read("disk/real/f"), read("disk/app/f"));
+        assert_eq!(both, ("content".into(), "content".into()), "{}", outcome.all_output());
+        let text = |name: &str| std::fs::read_link(path(name)).expect("a link");
+        assert_eq!(text("app/data"), Path::new("/disk/real"), "{}", outcome.all_output());
+        assert_eq!(text("srv/outer"), Path::new("../disk"), "{}", outcome.all_output());
+    };
+    // Nothing is there.
+    clear();
+    assert_rebuilt(&rebuild(&[]).ok());
+    // Directories, as a package makes them.
+    clear();
+    std::fs::create_dir_all(path("app/data/new/empty")).expect("directories");
+    std::fs::create_dir_all(path("srv/outer/app")).expect("directories");
+    let planned = rebuild(&["--dry-run"]).ok();
+    let named =
+        planned.stdout.contains("would restore the link") && planned.stdout.contains("would move");
+    assert!(named, "{}", planned.stdout);
+    let outcome = rebuild(&[]).ok();
+    assert_rebuilt(&outcome);
+    assert!(outcome.stdout.contains("restored the link"), "{}", outcome.stdout);
+    // Data, and a link that leads elsewhere.
+    clear();
+    std::fs::create_dir_all(path("app/data")).expect("directories");
+    std::fs::write(path("app/data/new"), "new").expect("writes");
+    std::fs::create_dir(path("disk")).expect("a directory");
+    link("../gone", "srv/outer");
+    assert_rebuilt(&rebuild(&[]).ok());
+    let kept = names(&path("app"));
+    assert!(kept[1].starts_with("data.before-rebuild-"), "{kept:?}");
+    // A link to the same place stays.
+    std::fs::remove_file(path("app/data")).expect("removes");
+    link("../disk/real", "app/data");
+    rebuild(&[]).ok();
+    assert_eq!(std::fs::read_link(path("app/data")).expect("a link"), Path::new("../disk/real"));
+    // More than the data of the part is in place of the link.
+    clear();
+    std::fs::create_dir_all(path("srv/outer")).expect("directories");
+    std::fs::write(path("srv/outer/other"), "other").expect("writes");
+    let refused = rebuild(&[]).ends_with(1);
+    assert!(
+        refused.stderr.contains("led to") && refused.stderr.contains("ln -s"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(names(&path("app")), [""; 0]);
+}
+
 /// Changes a byte in the first chunk of the largest file below a directory.
 fn spoil_largest(dir: &Path) {
     let shards =

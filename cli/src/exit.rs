@@ -1,5 +1,6 @@
 //! The end of a run: error message with the next step, and exit code.
 
+use forge::process::quoted_path;
 use std::io::ErrorKind;
 use store::Error;
 
@@ -362,6 +363,11 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
                 .into()
         }
         E::NoSpaceFor { .. } => "nothing was changed; make space there".into(),
+        E::InPlaceOfLink { link, end } => format!(
+            "nothing was changed; unmount it or move it away, and make the link: ln -s {} {}",
+            quoted_path(end),
+            quoted_path(link)
+        ),
         E::InTheWay { .. } => "nothing was changed; move it, or copy the store elsewhere".into(),
         E::UntrustedLink { .. } => {
             "nothing was changed; make the link as root if it is meant, or remove it".into()

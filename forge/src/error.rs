@@ -245,6 +245,17 @@ pub enum Error {
         /// Free space in bytes.
         free: u64,
     },
+    /// A link of the snapshot cannot take the place of what this machine has there.
+    #[error(
+        "{} led to {} at the backup; here it is a mount point, or a directory with other data",
+        link.displayed(), end.displayed()
+    )]
+    InPlaceOfLink {
+        /// The link.
+        link: PathBuf,
+        /// The path to which it led.
+        end: PathBuf,
+    },
     /// A directory that a rebuild would move contains something that must stay.
     #[error("{what} is in {}, which the rebuild would move", dir.displayed())]
     InTheWay {

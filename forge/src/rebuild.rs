@@ -13,6 +13,7 @@ mod aside;
 mod databases;
 mod examine;
 mod files;
+mod part_links;
 mod record;
 mod roles;
 mod services;
@@ -363,6 +364,10 @@ impl Rebuild<'_, '_> {
             let bytes = files::mebibytes(bytes);
             let text = format!("would restore {count} entries ({bytes}) to {}", files.shown());
             (self.say)(stage, &text);
+            for link in files.lacking_links(job)? {
+                let (path, end) = (shown(&link.path), shown(&link.end));
+                (self.say)(stage, &format!("would restore the link {path} to {end}"));
+            }
             return Ok(());
         }
         // A continued call has moved them, and finds restored data.
@@ -371,8 +376,13 @@ impl Rebuild<'_, '_> {
         let new = planned.into_iter().filter(|aside| !is_begun && !is_known(&aside.from)).collect();
         self.record.begin(stage, new)?;
         aside::carry_out(self.record, job.store.observer().progress())?;
+        let links = files.lacking_links(job)?;
         let (text, lost) = files.restore(job)?;
         (self.say)(stage, &text);
+        for link in links {
+            let (path, end) = (shown(&link.path), shown(&link.end));
+            (self.say)(stage, &format!("restored the link {path} to {end}"));
+        }
         // The rest of the instance must come back in spite of a damaged file.
         if lost > 0 { self.record.lose(lost) } else { Ok(()) }
     }

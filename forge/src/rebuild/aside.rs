@@ -106,17 +106,7 @@ fn add(
         return Ok(());
     }
     let stays = metadata.is_dir() && fixed.holds(path);
-    let named = |end: &str| {
-        if stays {
-            return path.join(format!(".{suffix}{end}"));
-        }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{suffix}{end}"));
-        path.with_file_name(name)
-    };
-    let names = std::iter::once(named("")).chain((2..).map(|number| named(&format!("-{number}"))));
-    let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
-    let to = free.unwrap_or_else(|| named(""));
+    let to = free_name(path, suffix, stays);
     let (mut fixed_names, mut inner) = (Vec::new(), Vec::new());
     if stays {
         for item in std::fs::read_dir(path).map_err(unread)? {
@@ -132,9 +122,24 @@ fn add(
     inner.iter().try_for_each(|path| add(path, fixed, suffix, progress, planned))
 }
 
+/// Returns the new place of what is at a path; of its content if the path `stays`.
+pub fn free_name(path: &Path, suffix: &str, stays: bool) -> PathBuf {
+    let named = |end: &str| {
+        if stays {
+            return path.join(format!(".{suffix}{end}"));
+        }
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{suffix}{end}"));
+        path.with_file_name(name)
+    };
+    let names = std::iter::once(named("")).chain((2..).map(|number| named(&format!("-{number}"))));
+    let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
+    free.unwrap_or_else(|| named(""))
+}
+
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
 /// the mount along.
-fn stays(path: &Path, mounts: &BTreeSet<PathBuf>) -> bool {
+pub fn stays(path: &Path, mounts: &BTreeSet<PathBuf>) -> bool {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     mounts.iter().any(|mount| mount.starts_with(&real))
 }
@@ -192,7 +197,7 @@ fn empty(dir: &Path, to: &Path, fixed: &[String]) -> io::Result<()> {
 }
 
 /// Returns true if there is anything but directories in a directory.
-fn has_content(top: &Path, kept: &[PathBuf], progress: &Progress) -> Result<bool> {
+pub fn has_content(top: &Path, kept: &[PathBuf], progress: &Progress) -> Result<bool> {
     let mut dirs: Vec<PathBuf> = vec![top.to_owned()];
     while let Some(dir) = dirs.pop() {
         progress.check()?;
@@ -218,7 +223,9 @@ pub fn expect_apart(asides: &[Aside], kept: &[(&str, &Path)]) -> Result<()> {
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         Place::of(&real, &mounts)
     };
-    let moved: Vec<_> = asides.iter().map(|aside| (aside, place(&aside.from))).collect();
+    // A link moves without the place to which it leads.
+    let moved = asides.iter().filter(|aside| !aside.from.is_symlink());
+    let moved: Vec<_> = moved.map(|aside| (aside, place(&aside.from))).collect();
     for (what, path) in kept {
         let Some(stays) = place(path) else { continue };
         let is_outer =

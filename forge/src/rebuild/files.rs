@@ -1,6 +1,7 @@
 //! Restores the files of parts to the places that they had.
 
 use super::aside;
+use super::part_links::{self, PartLink};
 use super::record::Aside;
 use super::{Job, shown_paths};
 use crate::error::{Error, Result};
@@ -40,8 +41,8 @@ const ENTRY_BYTES: u64 = 4096;
 #[derive(Debug, Default)]
 pub struct Files {
     paths: Vec<PathBuf>,
-    /// Links that lead to data of parts.
-    links: Vec<PathBuf>,
+    /// Links that lead to data of parts, also those within the paths.
+    links: Vec<PartLink>,
 }
 
 impl Files {
@@ -71,11 +72,7 @@ impl Files {
         paths.dedup();
         let all = paths.clone();
         paths.retain(|path| !all.iter().any(|other| other != path && path.starts_with(other)));
-        let links = parts.iter().flat_map(|part| part.links.iter().cloned());
-        let links = links.filter(|link| !paths.iter().any(|path| link.starts_with(path)));
-        let mut links: Vec<PathBuf> = links.collect();
-        links.sort();
-        links.dedup();
+        let links = part_links::read(job, &parts);
         Files { paths, links }
     }
 
@@ -128,7 +125,26 @@ impl Files {
             aside::plan(&real, suffix, &kept, &volumes, progress)
         };
         let planned = self.paths.iter().map(plan);
-        Ok(planned.collect::<Result<Vec<_>>>()?.concat())
+        let mut planned = planned.collect::<Result<Vec<_>>>()?.concat();
+        for link in &self.links {
+            let place = link.place(job)?;
+            if !planned.iter().any(|aside| place.starts_with(&aside.from)) {
+                planned.extend(link.aside(job, suffix)?);
+            }
+        }
+        Ok(planned)
+    }
+
+    /// Returns the links that this machine lacks, without those within restored paths.
+    pub fn lacking_links(&self, job: &Job<'_>) -> Result<Vec<&PartLink>> {
+        let mut lacking = Vec::new();
+        for link in &self.links {
+            let is_within = self.paths.iter().any(|path| link.path.starts_with(path));
+            if !is_within && link.is_lacking(job)? {
+                lacking.push(link);
+            }
+        }
+        Ok(lacking)
     }
 
     /// Returns the number of entries and their bytes.
@@ -148,14 +164,15 @@ impl Files {
             let patterns: Vec<Vec<u8>> = paths.iter().map(|path| escape(path)).collect();
             Globs::new(patterns.iter().map(Vec::as_slice))
         };
-        let links = self.links.iter().filter(|link| link.symlink_metadata().is_err()).cloned();
-        let wanted = self.paths.iter().cloned().chain(links);
         // A link of this machine stays, and the place that it leads to gets the data.
         let (mut direct, mut linked) = (Vec::new(), Vec::new());
-        for path in wanted {
-            match place(job, &path)? {
-                place if place == path => direct.push(path),
-                place => linked.push((path, place)),
+        let paths = self.paths.iter().map(|path| Ok((path, place(job, path)?)));
+        let links = self.lacking_links(job)?;
+        let links = links.iter().map(|link| Ok((&link.path, link.place(job)?)));
+        for wanted in paths.chain(links).collect::<Result<Vec<_>>>()? {
+            match wanted {
+                (path, place) if place == *path => direct.push(path.clone()),
+                (path, place) => linked.push((path.clone(), place)),
             }
         }
         let root = job.snapshot.root.chunk();
@@ -199,7 +216,8 @@ impl Files {
 
     /// Makes the restored data durable on each file system: the record says next that it is there.
     fn sync(&self, job: &Job<'_>) -> Result<()> {
-        for path in &self.paths {
+        let dirs = self.links.iter().filter_map(|link| link.path.parent());
+        for path in self.paths.iter().map(PathBuf::as_path).chain(dirs) {
             let path = place(job, path)?;
             let failed = |source| Error::Write { path: path.clone(), source };
             let open = std::fs::File::open(&path).map_err(failed)?;
@@ -296,7 +314,9 @@ pub fn expect_writable(job: &Job<'_>, all: &[&Files], planned: &[Aside]) -> Resu
         access(place, Access::WRITE_OK).map_err(denied)
     };
     for aside in planned {
-        check(&aside.from)?;
+        if !aside.from.is_symlink() {
+            check(&aside.from)?;
+        }
         // The name is in the directory around it, unless only the content moves.
         aside.from.parent().filter(|_| !aside.is_mount).map_or(Ok(()), check)?;
     }
