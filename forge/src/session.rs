@@ -551,7 +551,7 @@ fn empty_references(plan: &Plan, empty: Vec<PathBuf>) -> Option<Check> {
 }
 
 /// Returns a pattern of a part relative to one of its paths. An absolute pattern may name that path.
-fn relative<'g>(glob: &'g str, path: &Path) -> &'g [u8] {
+pub(crate) fn relative<'g>(glob: &'g str, path: &Path) -> &'g [u8] {
     let (glob, escaped) = (glob.as_bytes(), store::glob::escape(path));
     let rests = [path.as_os_str().as_bytes(), &escaped].map(|dir| glob.strip_prefix(dir));
     rests.into_iter().flatten().find(|rest| rest.starts_with(b"/")).unwrap_or(glob)

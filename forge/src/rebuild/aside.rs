@@ -16,6 +16,8 @@ use store::backup::tree_path;
 use store::observe::Progress;
 use store::skipped::Spared;
 
+/// A name that only patterns for all names match.
+const ANY_NAME: &str = "any name";
 /// Directory that file systems make for themselves.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -60,7 +62,10 @@ pub fn spared_below(
         for item in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             if item.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let known = known.join(item.file_name());
-                if spared.covers(&tree_path(&known)) {
+                // A pattern such as `cache/**` skips all content of a directory.
+                let is_skipped = spared.covers(&tree_path(&known))
+                    || spared.covers(&tree_path(&known.join(ANY_NAME))) && !is_empty(&item.path());
+                if is_skipped {
                     found.push(item.path());
                 } else {
                     dirs.push((item.path(), known));
@@ -69,6 +74,10 @@ pub fn spared_below(
         }
     }
     Ok(found)
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Directories that cannot move, or must not.
@@ -320,6 +329,21 @@ mod tests {
         carry_out(&mut record, &progress).expect("moves");
         assert!(skipped.join("f").exists() && !other.exists());
         assert!(dir.path().join("a/.before-rebuild-20260102T030405Z/other/f").exists());
+    }
+
+    #[test]
+    fn patterns_for_the_content_of_a_directory_hold_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for path in ["data/base/16", "one/in", "none/in", "bare"] {
+            std::fs::create_dir_all(dir.path().join(path)).expect("directories");
+        }
+        let patterns = ["data/**", "one/*", "bare/**", "*.tmp"];
+        let globs = store::glob::Globs::new(patterns.map(str::as_bytes)).expect("patterns");
+        let progress = Progress::default();
+        let mut found =
+            spared_below(dir.path(), dir.path(), &globs.into(), &progress).expect("looks");
+        found.sort();
+        assert_eq!(found, ["data", "one"].map(|name| dir.path().join(name)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::kind::Site;
 use crate::links;
 use crate::overrides;
 use crate::plan::{Part, is_trusted};
+use crate::session::relative;
 use crate::view::shown;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
@@ -112,13 +113,18 @@ impl Files {
     pub fn asides(&self, job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
         let progress = job.store.observer().progress();
         let named = job.snapshot.paths.iter().map(|path| tree_path(&absolute(path)));
-        let spared = Spared::of(&job.snapshot.excludes, &job.snapshot.skipped, named)?;
-        let volumes = volumes(job);
+        // A product makes again what its kind skips.
         let is_product = crate::kind::find(&job.manifest.kind).is_none_or(|kind| kind.is_product());
+        let excluded = excluded_by_settings(job)?;
+        let skips_nothing = is_product && excluded.is_empty();
+        let spared = match is_product {
+            true => excluded.into(),
+            false => Spared::of(&job.snapshot.excludes, &job.snapshot.skipped, named)?,
+        };
+        let volumes = volumes(job);
         let plan = |path: &PathBuf| {
             let real = place(job, path)?;
-            // A product makes again what its kind skips.
-            let kept = match is_product {
+            let kept = match skips_nothing {
                 true => Vec::new(),
                 false => aside::spared_below(&real, path, &spared, progress)?,
             };
@@ -225,6 +231,21 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// Returns the patterns of the configuration, with which the admin keeps data of a product out of
+/// backups.
+fn excluded_by_settings(job: &Job<'_>) -> Result<Globs> {
+    let mut patterns: Vec<Vec<u8>> = Vec::new();
+    patterns.extend(job.settings.exclude.iter().map(|glob| glob.clone().into_bytes()));
+    for part in &job.manifest.parts {
+        let Some(settings) = job.settings.parts.get(&part.name) else { continue };
+        for path in &part.paths {
+            let within = |glob: &String| store::glob::within(path, relative(glob, path));
+            patterns.extend(settings.exclude.iter().map(within));
+        }
+    }
+    Ok(Globs::new(patterns.iter().map(Vec::as_slice))?)
 }
 
 /// Formats a number of bytes.
