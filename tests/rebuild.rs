@@ -833,6 +833,58 @@ fn mount_points_stay_and_get_the_restored_files() {
 }
 
 #[test]
+fn bind_mounted_files_and_layers_of_overlayfs_are_rebuilt() {
+    need_root();
+    let sandbox = Sandbox::new();
+    for dir in ["data", "lower/pages/deep/er", "upper", "tmp"] {
+        std::fs::create_dir_all(sandbox.path(dir)).expect("directories");
+    }
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{data}/pages'\nexclude = ['pgdata/**']\n\
+         [instances.forge.services]\nstop = [{{ command = ['touch', '{stopped}'] }}]\n\
+         start = [{{ command = ['true'] }}]\n",
+        data = sandbox.text("data"),
+        stopped = sandbox.text("stopped"),
+    );
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        echo right > lower/pages/deep/er/f
+        echo right > lower/pages/f
+        chown 1234 lower/pages/deep
+        mkdir lower/pages/pgdata; echo 15 > lower/pages/pgdata/PG_VERSION
+        mount -t tmpfs none tmp; mkdir tmp/upper tmp/work
+        mount -t overlay overlay -o lowerdir=$PWD/lower,upperdir=tmp/upper,workdir=tmp/work data
+        $FK backup --instance forge --init
+        echo wrong > data/pages/f
+        $FK rebuild forge --yes
+        grep right data/pages/f data/pages/deep/er/f
+        grep wrong data/pages/.before-rebuild-*/f
+        test $(stat -c %u data/pages/.before-rebuild-*/deep) = 1234
+        grep 15 data/pages/pgdata/PG_VERSION
+        rm -r data/pages/pgdata stopped
+        $FK rebuild forge --yes
+        grep right data/pages.before-rebuild-*/deep/er/f
+        rm stopped
+        echo right > tmp/bound
+        mount --bind tmp/bound data/pages/deep/er/f
+        $FK rebuild forge --yes
+        grep right data/pages/deep/er/f
+        rm stopped
+        echo wrong > tmp/bound
+        no $FK rebuild forge --dry-run 2> planned
+        no $FK rebuild forge --yes 2> refused
+        cat refused
+        grep 'deep/er/f is a mount point' planned refused
+        test ! -e stopped";
+    let run = sandbox.in_mount_namespace(script);
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+        .run()
+        .ok();
+}
+
+#[test]
 fn a_store_behind_another_mount_stays() {
     need_root();
     let sandbox = Sandbox::new();

@@ -368,6 +368,11 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             quoted_path(end),
             quoted_path(link)
         ),
+        E::MountedFile { .. } => {
+            "nothing was changed; unmount it (`umount`) until the rebuild is done, or copy the file of \
+             the snapshot into it (`forgekeep dump SNAPSHOT:PATH`)"
+                .into()
+        }
         E::InTheWay { .. } => "nothing was changed; move it, or copy the store elsewhere".into(),
         E::UntrustedLink { .. } => {
             "nothing was changed; make the link as root if it is meant, or remove it".into()

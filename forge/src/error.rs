@@ -256,6 +256,12 @@ pub enum Error {
         /// The path to which it led.
         end: PathBuf,
     },
+    /// A rebuild cannot replace a file at which another one is mounted.
+    #[error("{} is a mount point, and its content differs from the snapshot", path.displayed())]
+    MountedFile {
+        /// Path of the file.
+        path: PathBuf,
+    },
     /// A directory that a rebuild would move contains something that must stay.
     #[error("{what} is in {}, which the rebuild would move", dir.displayed())]
     InTheWay {

@@ -302,6 +302,7 @@ impl Rebuild<'_, '_> {
                 (self.say)(Stage::Preconditions, &note);
             }
         }
+        files::expect_replaceable(job, &[first, rest])?;
         files::expect_writable(job, &[first, rest], &planned)?;
         if !self.record.is_done(Stage::Databases) {
             self.expect_server(rebuilding)?;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
 use store::observe::Progress;
@@ -42,7 +42,10 @@ pub fn plan(
     let mut planned = Vec::new();
     let mut mounts = mounts::paths()?;
     mounts.extend(volumes.iter().cloned());
-    let fixed = Fixed { mounts: &mounts, kept };
+    // A file that is a mount point cannot move, and its content may stay (`expect_replaceable`).
+    let files = mounts.iter().filter(|mount| mount.starts_with(path) && !mount.is_dir());
+    let kept: Vec<PathBuf> = kept.iter().chain(files).cloned().collect();
+    let fixed = Fixed { mounts: &mounts, kept: &kept };
     add(path, fixed, suffix, progress, &mut planned)?;
     Ok(planned)
 }
@@ -175,10 +178,12 @@ fn make_way(aside: &Aside) -> io::Result<()> {
     // A file stays until it is replaced, so that a service always finds one.
     let is_file = aside.from.symlink_metadata().is_ok_and(|found| found.is_file());
     let moved = match (is_there, is_file) {
+        // A killed call may have moved a part of the directory.
+        (true, false) if is_dir(&aside.from) => relocate(&aside.from, &aside.to),
         (true, _) => Ok(()),
         (false, true) => std::fs::hard_link(&aside.from, &aside.to)
             .or_else(|_| std::fs::rename(&aside.from, &aside.to)),
-        (false, false) => std::fs::rename(&aside.from, &aside.to),
+        (false, false) => relocate(&aside.from, &aside.to),
     };
     match moved {
         // A call that was killed may have moved it.
@@ -186,6 +191,40 @@ fn make_way(aside: &Aside) -> io::Result<()> {
         moved => moved,
     }?;
     aside.from.parent().map_or(Ok(()), file::sync_dir)
+}
+
+fn is_dir(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
+}
+
+/// Renames what is at a path. Moves a directory entry by entry if it cannot be renamed, such as that
+/// of a lower layer of overlayfs, or if a killed call has moved a part of it.
+fn relocate(from: &Path, to: &Path) -> io::Result<()> {
+    if to.symlink_metadata().is_err() {
+        match std::fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices && is_dir(from) => {}
+            renamed => return renamed,
+        }
+    } else if !is_dir(from) || !is_dir(to) {
+        // Made since the call that was killed.
+        return Ok(());
+    }
+    let metadata = from.symlink_metadata()?;
+    match DirBuilder::new().mode(0o700).create(to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    let names = std::fs::read_dir(from)?.map(|item| Ok(item?.file_name()));
+    for name in names.collect::<io::Result<Vec<_>>>()? {
+        relocate(&from.join(&name), &to.join(&name))?;
+    }
+    std::os::unix::fs::lchown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    std::fs::set_permissions(to, metadata.permissions())?;
+    file::sync_dir(to)?;
+    match std::fs::remove_dir(from) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Moves the content of a directory into a directory within it, without some names.
@@ -198,7 +237,7 @@ fn empty(dir: &Path, to: &Path, fixed: &[String]) -> io::Result<()> {
     for name in names.collect::<io::Result<Vec<_>>>()? {
         let path = dir.join(&name);
         if !is_kept(&name) && !fixed.iter().any(|fixed| name == OsStr::new(fixed)) {
-            std::fs::rename(&path, to.join(&name))?;
+            relocate(&path, &to.join(&name))?;
         }
     }
     file::sync_dir(to)?;
@@ -286,6 +325,35 @@ mod tests {
         std::fs::write(data.join("new"), "new").expect("writes");
         carry_out(&mut record, &progress).expect("has nothing to do");
         assert_eq!(read("data/new"), "new");
+    }
+
+    #[test]
+    fn a_directory_that_moved_in_part_moves_to_its_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [data, to] = ["data", "data.before-1"].map(|name| dir.path().join(name));
+        for path in [data.join("a/b"), to.join("a")] {
+            std::fs::create_dir_all(path).expect("directories");
+        }
+        std::fs::write(data.join("a/b/left"), "left").expect("writes");
+        std::fs::write(data.join("a/new"), "made since").expect("writes");
+        for name in ["moved", "new"] {
+            std::fs::write(to.join("a").join(name), "old").expect("writes");
+        }
+        let aside = Aside {
+            from: data.clone(),
+            to: to.clone(),
+            is_mount: false,
+            fixed: Vec::new(),
+            is_done: false,
+        };
+        make_way(&aside).expect("moves the rest");
+        let read = |path: PathBuf| std::fs::read_to_string(path).expect("reads");
+        assert_eq!(read(to.join("a/b/left")), "left");
+        assert_eq!(
+            (read(to.join("a/moved")), read(to.join("a/new"))),
+            ("old".into(), "old".into())
+        );
+        assert_eq!(read(data.join("a/new")), "made since");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{Job, shown_paths};
 use crate::error::{Error, Result};
 use crate::kind::Site;
 use crate::links;
+use crate::mounts;
 use crate::overrides;
 use crate::plan::{Part, is_trusted};
 use crate::session::relative;
@@ -16,18 +17,20 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::backup::tree_path;
-use store::entry::EntryKind;
+use store::entry::{Entry, EntryKind};
 use store::glob::{Globs, escape};
 use store::observe::Event;
 use store::owner_map::{OwnerMap, SystemAccounts, Unmatched};
 use store::restore::Options;
 use store::skipped::Spared;
-use store::tree::TreeReader;
+use store::tree::{Lookup, TreeReader};
 
 /// Source of the rules for owners, in messages.
 const OF_KIND: &str = "owners of the kind";
@@ -346,6 +349,58 @@ pub fn expect_writable(job: &Job<'_>, all: &[&Files], planned: &[Aside]) -> Resu
         place.ancestors().find(|above| above.exists()).map_or(Ok(()), check)?;
     }
     Ok(())
+}
+
+/// Fails if a file that is a mount point would have to be replaced by one with other content.
+pub fn expect_replaceable(job: &Job<'_>, all: &[&Files]) -> Result<()> {
+    let mounts = mounts::paths()?;
+    let root = job.snapshot.root.chunk();
+    for path in all.iter().flat_map(|files| &files.paths) {
+        let real = self::place(job, path)?;
+        for mount in mounts.iter().filter(|mount| !mount.is_dir()) {
+            let Ok(rest) = mount.strip_prefix(&real) else { continue };
+            // Without the slash that an empty path adds.
+            let known: PathBuf = path.join(rest).components().collect();
+            // The restore reports a lost part of the tree.
+            let entry = Lookup::new(&root, job.store).at(&tree_path(&known));
+            let Ok(Some(entry)) = entry else { continue };
+            if !has_content_of(job, mount, &entry)? {
+                return Err(Error::MountedFile { path: mount.clone() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns true if a file has the content of an entry, also if that is damaged in the store.
+fn has_content_of(job: &Job<'_>, path: &Path, entry: &Entry) -> Result<bool> {
+    let unread = |source| Error::Read { path: path.to_owned(), source };
+    let metadata = path.metadata().map_err(unread)?;
+    if !metadata.is_file() || entry.kind != EntryKind::File || metadata.len() != entry.size {
+        return Ok(false);
+    }
+    let mut comparison = Comparison { file: File::open(path).map_err(unread)? };
+    Ok(store::dump::dump(job.store, entry, &mut comparison).map_or(true, |same| same.is_ok()))
+}
+
+/// Accepts the content of a file, and fails at the first difference.
+struct Comparison {
+    file: File,
+}
+
+impl Write for Comparison {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut here = vec![0; bytes.len()];
+        self.file.read_exact(&mut here)?;
+        match here == bytes {
+            true => Ok(bytes.len()),
+            false => Err(std::io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Fails if a file system has too little space. Returns a note for each file system.
