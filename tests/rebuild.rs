@@ -885,6 +885,39 @@ fn bind_mounted_files_and_layers_of_overlayfs_are_rebuilt() {
 }
 
 #[test]
+fn holes_and_further_names_need_no_space() {
+    need_root();
+    let sandbox = Sandbox::new();
+    std::fs::create_dir_all(sandbox.path("data")).expect("directories");
+    let more = format!("[instances.forge.parts.data]\npath = '{}'\n", sandbox.text("data"));
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        mount -t tmpfs -o size=32m none data
+        mkdir data/disk
+        mount -t tmpfs -o size=64m none data/disk
+        head -c 7M /dev/urandom > data/a
+        for i in 1 2 3 4 5 6; do ln data/a data/a$i; done
+        truncate -s 300G data/sparse
+        echo end >> data/sparse
+        head -c 30M /dev/urandom > data/disk/large
+        $FK backup --instance forge --init
+        $FK rebuild forge --dry-run > planned
+        cat planned
+        grep -E ' (7|8)\\.[0-9] MiB needed' planned
+        grep -E ' 30\\.[0-9] MiB needed' planned
+        head -c 20M /dev/urandom > data/b
+        no $FK rebuild forge --dry-run 2> refused
+        cat refused
+        grep 'the files need' refused";
+    let run = sandbox.in_mount_namespace(script);
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+        .run()
+        .ok();
+}
+
+#[test]
 fn a_store_behind_another_mount_stays() {
     need_root();
     let sandbox = Sandbox::new();

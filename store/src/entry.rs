@@ -110,7 +110,7 @@ pub struct HardLink {
 }
 
 /// Hash of everything that all names of one file share.
-pub(crate) type LinkKey = [u8; 32];
+pub type LinkKey = [u8; 32];
 
 /// Content of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -191,7 +191,7 @@ impl Entry {
     ///
     /// File system and inode number are not enough: a file deleted during a backup may pass its
     /// number to a new file.
-    pub(crate) fn link_key(&self) -> Option<LinkKey> {
+    pub fn link_key(&self) -> Option<LinkKey> {
         let file_system = self.hard_link?.file_system;
         // Without values that differ between names, or change when a name is added or removed.
         let path = b"-".to_vec();

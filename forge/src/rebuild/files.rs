@@ -15,7 +15,7 @@ use crate::view::shown;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::process::geteuid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -24,10 +24,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::backup::tree_path;
-use store::entry::{Entry, EntryKind};
+use store::entry::{Content, Entry, EntryKind, LinkKey};
 use store::glob::{Globs, escape};
 use store::observe::Event;
 use store::owner_map::{OwnerMap, SystemAccounts, Unmatched};
+use store::recipe::{Extent, Extents};
 use store::restore::Options;
 use store::skipped::Spared;
 use store::tree::{Lookup, TreeReader};
@@ -158,10 +159,9 @@ impl Files {
 
     /// Returns the number of entries and their bytes.
     pub fn size(&self, job: &Job<'_>) -> Result<(u64, u64)> {
-        let mut sum = (0, 0);
+        let (mut space, mut sum) = (Space::new(job, false), (0, 0u64));
         for path in &self.paths {
-            let (count, bytes) = size_of(job, path)?;
-            sum = (sum.0 + count, sum.1 + bytes);
+            space.each(path, |_, bytes| sum = (sum.0 + 1, sum.1.saturating_add(bytes)))?;
         }
         Ok(sum)
     }
@@ -294,17 +294,47 @@ pub fn place(job: &Job<'_>, path: &Path) -> Result<PathBuf> {
     }
 }
 
-fn size_of(job: &Job<'_>, path: &Path) -> Result<(u64, u64)> {
-    let (root, mut sum) = (job.snapshot.root.chunk(), (0, 0));
-    for entry in TreeReader::within(&root, &tree_path(path), job.store) {
-        job.store.observer().progress().check()?;
-        // The restore reports a lost part of the tree.
-        if let Ok(entry) = entry {
-            let bytes = if entry.kind == EntryKind::File { entry.size } else { 0 };
-            sum = (sum.0 + 1, bytes.saturating_add(sum.1));
+/// Sums up the space of entries.
+struct Space<'a> {
+    job: &'a Job<'a>,
+    /// True if the holes of all files are looked up, which reads the recipes of large ones.
+    is_exact: bool,
+    /// Files with several names that are counted.
+    linked: HashSet<LinkKey>,
+}
+
+impl<'a> Space<'a> {
+    fn new(job: &'a Job<'a>, is_exact: bool) -> Space<'a> {
+        Space { job, is_exact, linked: HashSet::new() }
+    }
+
+    /// Returns the bytes of an entry; 0 for a further name of a file.
+    fn bytes(&mut self, entry: &Entry) -> u64 {
+        let is_counted = entry.kind != EntryKind::File
+            || entry.link_key().is_some_and(|key| !self.linked.insert(key));
+        match &entry.content {
+            _ if is_counted => 0,
+            Content::Recipe(recipe) if recipe.level == 0 || self.is_exact => {
+                // The restore reports a lost part of a recipe.
+                let extents = Extents::new(recipe, self.job.store).flatten();
+                let slices = extents.filter(|extent| matches!(extent, Extent::Slice { .. }));
+                slices.fold(0, |sum, slice| sum.saturating_add(slice.len()))
+            }
+            _ => entry.size,
         }
     }
-    Ok(sum)
+
+    /// Calls a function with each entry at or below a path, and with its bytes.
+    fn each(&mut self, path: &Path, mut take: impl FnMut(&Entry, u64)) -> Result<()> {
+        let root = self.job.snapshot.root.chunk();
+        // The restore reports a lost part of the tree.
+        for entry in TreeReader::within(&root, &tree_path(path), self.job.store).flatten() {
+            self.job.store.observer().progress().check()?;
+            let bytes = self.bytes(&entry);
+            take(&entry, bytes);
+        }
+        Ok(())
+    }
 }
 
 /// Returns the rules for owners: those of the kind, else the account of the same name, or for the
@@ -403,24 +433,54 @@ impl Write for Comparison {
     }
 }
 
-/// Fails if a file system has too little space. Returns a note for each file system.
-pub fn expect_space(job: &Job<'_>, all: &[&Files]) -> Result<Vec<String>> {
+/// Returns the space that files need on each file system, by its device, with a directory there.
+fn needs(job: &Job<'_>, all: &[&Files], is_exact: bool) -> Result<BTreeMap<u64, (PathBuf, u64)>> {
     let mut systems: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+    let mut space = Space::new(job, is_exact);
+    let mounts = mounts::paths()?;
     for path in all.iter().flat_map(|files| &files.paths) {
         let real = self::place(job, path)?;
         let Some(place) = real.ancestors().find(|above| above.exists()) else { continue };
-        let Ok(metadata) = place.metadata() else { continue };
-        let (count, bytes) = size_of(job, path)?;
-        let needed = bytes.saturating_add(count.saturating_mul(ENTRY_BYTES));
-        let system = systems.entry(metadata.dev()).or_insert((place.to_owned(), 0));
-        system.1 = system.1.saturating_add(needed);
+        // Some directories may be on disks of their own.
+        let inner: Vec<&PathBuf> = mounts.iter().filter(|mount| mount.starts_with(&real)).collect();
+        let mut add = |place: &Path, bytes: u64| {
+            let Ok(metadata) = place.metadata() else { return };
+            let system = systems.entry(metadata.dev()).or_insert((place.to_owned(), 0));
+            system.1 = system.1.saturating_add(bytes);
+        };
+        let mut sums = vec![0u64; inner.len() + 1];
+        space.each(path, |entry, bytes| {
+            let bytes = bytes.saturating_add(ENTRY_BYTES);
+            let known = absolute(&entry.path);
+            let here = real.join(known.strip_prefix(path).unwrap_or(&known));
+            // The paths are sorted, so the last one is the innermost.
+            let at = inner.iter().rposition(|mount| here.starts_with(mount));
+            let sum = &mut sums[at.map_or(0, |at| at + 1)];
+            *sum = sum.saturating_add(bytes);
+        })?;
+        add(place, sums[0]);
+        inner.iter().zip(&sums[1..]).for_each(|(mount, sum)| add(mount, *sum));
+    }
+    Ok(systems)
+}
+
+/// Returns the free space of the file system with a directory, in bytes.
+fn free_at(place: &Path) -> Result<u64> {
+    let unread = |error: Errno| Error::Read { path: place.to_owned(), source: error.into() };
+    let system = rustix::fs::statvfs(place).map_err(unread)?;
+    Ok(system.f_bavail.saturating_mul(system.f_frsize))
+}
+
+/// Fails if a file system has too little space. Returns a note for each file system.
+pub fn expect_space(job: &Job<'_>, all: &[&Files]) -> Result<Vec<String>> {
+    let mut systems = needs(job, all, false)?;
+    let lacks = |(place, needed): &(PathBuf, u64)| Ok(free_at(place)? < *needed);
+    if systems.values().map(lacks).collect::<Result<Vec<bool>>>()?.contains(&true) {
+        systems = needs(job, all, true)?;
     }
     let mut notes = Vec::new();
     for (place, needed) in systems.into_values() {
-        let free = rustix::fs::statvfs(&place);
-        let free =
-            free.map_err(|error| Error::Read { path: place.clone(), source: error.into() })?;
-        let free = free.f_bavail.saturating_mul(free.f_frsize);
+        let free = free_at(&place)?;
         if free < needed {
             return Err(Error::NoSpaceFor { place, needed, free });
         }
