@@ -1157,6 +1157,13 @@ fn spoil_largest(dir: &Path) {
 #[test]
 fn a_damaged_file_does_not_keep_the_rest_back() {
     need_root();
+    // The files of a directory, or parts themselves.
+    for paths in [&["data"][..], &["data/lost", "data/kept"]] {
+        rebuild_with_a_damaged_file(paths);
+    }
+}
+
+fn rebuild_with_a_damaged_file(paths: &[&str]) {
     let sandbox = Sandbox::new();
     let data = sandbox.path("data");
     std::fs::create_dir_all(&data).expect("directories");
@@ -1166,9 +1173,9 @@ fn a_damaged_file_does_not_keep_the_rest_back() {
     }
     let log = sandbox.text("services.log");
     let more = format!(
-        "[instances.forge.parts.data]\npath = '{}'\n[instances.forge.services]\n\
+        "[instances.forge.parts.data]\npaths = {:?}\n[instances.forge.services]\n\
          stop = [{{ command = ['true'] }}]\nstart = [{{ command = ['touch', '{log}'] }}]\n",
-        data.display()
+        paths.iter().map(|path| sandbox.text(path)).collect::<Vec<_>>()
     );
     configure_kind(&sandbox, "plain", Path::new("/"), &more);
     backup(&sandbox).run().ok();

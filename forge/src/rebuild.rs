@@ -31,6 +31,7 @@ use crate::settings::Settings;
 use crate::view::shown;
 use databases::Loader;
 use files::Files;
+use record::Losses;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::{Event, Progress};
@@ -182,14 +183,7 @@ impl Rebuild<'_, '_> {
             self.outcome.checks.extend(examined);
         }
         self.stage(Stage::Checks, Rebuild::examine)?;
-        if self.record.lost_paths() > 0 {
-            let lost = self.record.lost_paths();
-            let text = format!("{lost} paths could not be restored completely");
-            let hint = "`forgekeep check --read-data` names damaged files; `forgekeep find` shows \
-                        other versions of a path";
-            let check = Check::new("restored-files", Verdict::Failed, text).with_hint(hint);
-            self.outcome.checks.push(check);
-        }
+        self.outcome.checks.extend(lost(self.record.losses()));
         let plan = self.plan().map(|(plan, _)| plan);
         let supervisor = plan.ok().and_then(|plan| plan.control.supervisor().cloned());
         let rake = supervisor.map_or_else(String::new, |supervisor| supervisor.shown());
@@ -378,14 +372,14 @@ impl Rebuild<'_, '_> {
         self.record.begin(stage, new)?;
         aside::carry_out(self.record, job.store.observer().progress())?;
         let links = files.lacking_links(job)?;
-        let (text, lost) = files.restore(job)?;
+        let (text, losses) = files.restore(job)?;
         (self.say)(stage, &text);
         for link in links {
             let (path, end) = (shown(&link.path), shown(&link.end));
             (self.say)(stage, &format!("restored the link {path} to {end}"));
         }
         // The rest of the instance must come back in spite of a damaged file.
-        if lost > 0 { self.record.lose(lost) } else { Ok(()) }
+        self.record.lose(losses)
     }
 
     fn configure(&mut self, stage: Stage, rebuilding: &Rebuilding) -> Result<()> {
@@ -488,6 +482,35 @@ impl Rebuild<'_, '_> {
     }
 }
 
+/// Returns a check for each kind of loss.
+fn lost(losses: Losses) -> Vec<Check> {
+    let Losses { paths, metadata, owners } = losses;
+    let all = [
+        (
+            Losses { paths, ..Losses::default() },
+            "restored-files",
+            "`forgekeep check --read-data` names damaged files; `forgekeep find` shows other versions \
+             of a path",
+        ),
+        (
+            Losses { metadata, ..Losses::default() },
+            "restored-metadata",
+            "the warnings above name the reasons",
+        ),
+        (
+            Losses { owners, ..Losses::default() },
+            "restored-owners",
+            "the product may not be able to use these files; rebuild to a file system that keeps \
+             owners (NFS: with no_root_squash), and outside of a container with fewer rights",
+        ),
+    ];
+    let some = all.into_iter().filter(|(losses, ..)| *losses != Losses::default());
+    let check = |(losses, name, hint): (Losses, &str, &str)| {
+        Check::new(name, Verdict::Failed, losses.described().join("; ")).with_hint(hint)
+    };
+    some.map(check).collect()
+}
+
 /// Fails if another version or edition of the product is installed.
 fn expect_same(wanted: &Product, here: &Product) -> Result<()> {
     let differs = |wanted: &Option<String>, here: &Option<String>| {
@@ -532,6 +555,16 @@ fn shown_some(names: &[&str], count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_loss_has_its_own_next_step() {
+        assert!(lost(Losses::default()).is_empty());
+        let checks = lost(Losses { paths: 0, metadata: 1, owners: 7 });
+        assert_eq!(checks.len(), 2);
+        assert!(checks[1].text.starts_with("7 paths have another owner"), "{}", checks[1].text);
+        let hint = checks[1].hint.as_deref().expect("a hint");
+        assert!(hint.contains("keeps owners") && !hint.contains("damaged"), "{hint}");
+    }
 
     #[test]
     fn another_version_or_edition_is_refused() {

@@ -2,7 +2,7 @@
 
 use super::aside;
 use super::part_links::{self, PartLink};
-use super::record::Aside;
+use super::record::{Aside, Losses};
 use super::{Job, shown_paths};
 use crate::error::{Error, Result};
 use crate::kind::Site;
@@ -166,9 +166,8 @@ impl Files {
         Ok(sum)
     }
 
-    /// Restores the paths. Returns a description of the result, and the number of paths that are
-    /// missing or incomplete.
-    pub fn restore(&self, job: &Job<'_>) -> Result<(String, u64)> {
+    /// Restores the paths. Returns a description of the result, and the losses.
+    pub fn restore(&self, job: &Job<'_>) -> Result<(String, Losses)> {
         let globs = |paths: &[PathBuf]| {
             let patterns: Vec<Vec<u8>> = paths.iter().map(|path| escape(path)).collect();
             Globs::new(patterns.iter().map(Vec::as_slice))
@@ -185,7 +184,7 @@ impl Files {
             }
         }
         let root = job.snapshot.root.chunk();
-        let (mut totals, mut lost) = ((0, 0), 0);
+        let (mut totals, mut losses) = ((0, 0), Losses::default());
         let mut restored = |from: &[u8], target: &Path, include: Globs| -> Result<()> {
             let options = Options {
                 include,
@@ -200,7 +199,9 @@ impl Files {
                 is_dry: false,
             };
             let report = store::restore::restore(job.store, &root, from, target, &options)?;
-            lost += report.failed + report.metadata_refused + report.owner_denied;
+            losses.paths += report.failed;
+            losses.metadata += report.metadata_refused;
+            losses.owners += report.owner_denied;
             totals.0 += report.files_restored + report.files_unchanged;
             totals.1 += report.bytes_restored;
             Ok(())
@@ -217,19 +218,22 @@ impl Files {
         self.sync(job)?;
         let bytes = mebibytes(totals.1);
         let mut text = format!("restored {} files ({bytes}) to {}", totals.0, self.shown());
-        if lost > 0 {
-            text += &format!("; {lost} paths are missing or incomplete, see the warnings above");
+        for loss in losses.described() {
+            text += "; ";
+            text += &loss;
         }
-        Ok((text, lost))
+        Ok((text, losses))
     }
 
     /// Makes the restored data durable on each file system: the record says next that it is there.
     fn sync(&self, job: &Job<'_>) -> Result<()> {
         let dirs = self.links.iter().filter_map(|link| link.path.parent());
         for path in self.paths.iter().map(PathBuf::as_path).chain(dirs) {
-            let path = place(job, path)?;
-            let failed = |source| Error::Write { path: path.clone(), source };
-            let open = std::fs::File::open(&path).map_err(failed)?;
+            let place = place(job, path)?;
+            // A damaged file may be missing.
+            let Some(path) = place.ancestors().find(|above| above.is_dir()) else { continue };
+            let failed = |source| Error::Write { path: path.to_owned(), source };
+            let open = File::open(path).map_err(failed)?;
             rustix::fs::syncfs(&open).map_err(|error| failed(error.into()))?;
         }
         Ok(())

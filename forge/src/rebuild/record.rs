@@ -102,6 +102,35 @@ pub struct Aside {
     pub is_done: bool,
 }
 
+/// Numbers of paths that could not be restored completely.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Losses {
+    /// Missing paths, or paths without all of their content.
+    pub paths: u64,
+    /// Paths without some metadata.
+    pub metadata: u64,
+    /// Paths whose owner could not be set.
+    pub owners: u64,
+}
+
+impl Losses {
+    /// Describes those that are not 0.
+    pub fn described(self) -> Vec<String> {
+        let Losses { paths, metadata, owners } = self;
+        let all = [
+            (paths, "paths could not be restored completely, see the warnings above"),
+            (metadata, "paths lack metadata, see the warnings above"),
+            (owners, OWNERS_DENIED),
+        ];
+        let some = all.into_iter().filter(|(count, _)| *count > 0);
+        some.map(|(count, text)| format!("{count} {text}")).collect()
+    }
+}
+
+/// Follows the number of paths whose owner could not be set.
+const OWNERS_DENIED: &str = "paths have another owner: this file system, or the rights of this \
+                             container, do not permit to set it";
+
 /// A database of the snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loading {
@@ -132,8 +161,8 @@ struct State {
     ran_stop_commands: bool,
     /// Containers with the restart policies that they had.
     restart_policies: Vec<(String, String)>,
-    /// Number of paths that could not be restored completely.
-    lost_paths: u64,
+    #[serde(default)]
+    losses: Losses,
     aside: Vec<Aside>,
     databases: Vec<Loading>,
     /// Results of the stages that are not made again.
@@ -185,7 +214,7 @@ impl Record {
             stopped: Vec::new(),
             ran_stop_commands: false,
             restart_policies: Vec::new(),
-            lost_paths: 0,
+            losses: Losses::default(),
             aside: Vec::new(),
             databases: Vec::new(),
             checks: Vec::new(),
@@ -289,14 +318,20 @@ impl Record {
         self.write()
     }
 
-    /// Returns the number of paths that could not be restored completely.
-    pub fn lost_paths(&self) -> u64 {
-        self.state.lost_paths
+    /// Returns what could not be restored completely.
+    pub fn losses(&self) -> Losses {
+        self.state.losses
     }
 
-    /// Adds paths that could not be restored completely.
-    pub fn lose(&mut self, paths: u64) -> Result<()> {
-        self.state.lost_paths = self.state.lost_paths.saturating_add(paths);
+    /// Adds what could not be restored completely.
+    pub fn lose(&mut self, losses: Losses) -> Result<()> {
+        if losses == Losses::default() {
+            return Ok(());
+        }
+        let known = &mut self.state.losses;
+        known.paths = known.paths.saturating_add(losses.paths);
+        known.metadata = known.metadata.saturating_add(losses.metadata);
+        known.owners = known.owners.saturating_add(losses.owners);
         self.write()
     }
 

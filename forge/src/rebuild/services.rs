@@ -200,7 +200,7 @@ impl Rebuild<'_, '_> {
             (self.say)(Stage::Redis, "starts empty: the snapshot has no saved queue");
             return Ok(());
         }
-        let (text, lost) = saved.restore(job)?;
+        let (text, losses) = saved.restore(job)?;
         (self.say)(Stage::Redis, &text);
         let logs = self.record.aside().iter().filter(|aside| aside.from.ends_with(LOG_DIR));
         for log in logs.filter(|log| !log.from.exists()) {
@@ -211,7 +211,7 @@ impl Rebuild<'_, '_> {
                 (self.say)(Stage::Redis, "began a new append-only log with it");
             }
         }
-        if lost > 0 { self.record.lose(lost) } else { Ok(()) }
+        self.record.lose(losses)
     }
 
     /// Saves the data of a running Redis, and copies the file.
