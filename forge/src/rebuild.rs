@@ -168,7 +168,7 @@ impl Rebuild<'_, '_> {
         self.stage(Stage::Stop, |rebuild| rebuild.stop(&rebuilding))?;
         self.stage(Stage::Files, |rebuild| rebuild.files(Stage::Files, &rest))?;
         self.stage(Stage::Databases, Rebuild::databases)?;
-        self.stage(Stage::Redis, Rebuild::redis)?;
+        self.stage(Stage::Redis, |rebuild| rebuild.redis(&rebuilding))?;
         let is_quiet = !self.record.is_done(Stage::Start) && !job.is_dry;
         if is_quiet {
             // Services that run change references.

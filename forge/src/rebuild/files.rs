@@ -91,6 +91,14 @@ impl Files {
         Files { paths, links: Vec::new() }
     }
 
+    /// Returns the first of the paths with a name, or the path of that name in one of them.
+    pub fn named(&self, job: &Job<'_>, name: &str) -> Option<PathBuf> {
+        let is_file = |path: &PathBuf| is_file(job, path);
+        let own = self.paths.iter().filter(|path| path.file_name() == Some(OsStr::new(name)));
+        let inner = self.paths.iter().map(|path| path.join(name));
+        own.cloned().chain(inner).find(is_file)
+    }
+
     /// Returns the first file that lies directly in a directory.
     pub fn in_dir(&self, dir: &Path) -> Option<PathBuf> {
         let mut files =
@@ -186,18 +194,7 @@ impl Files {
         let root = job.snapshot.root.chunk();
         let (mut totals, mut losses) = ((0, 0), Losses::default());
         let mut restored = |from: &[u8], target: &Path, include: Globs| -> Result<()> {
-            let options = Options {
-                include,
-                include_each: Vec::new(),
-                exclude: Globs::default(),
-                delete: false,
-                sources: job.snapshot.paths.iter().map(|path| tree_path(&absolute(path))).collect(),
-                keep: Spared::default(),
-                owners: Arc::new(owners(job)?),
-                owner_record: None,
-                ends_at_write_errors: true,
-                is_dry: false,
-            };
+            let options = Options { include, ..options(job)? };
             let report = store::restore::restore(job.store, &root, from, target, &options)?;
             losses.paths += report.failed;
             losses.metadata += report.metadata_refused;
@@ -238,6 +235,45 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// Restores a file under another path. Another file of its old name there must have moved.
+pub fn restore_as(job: &Job<'_>, from: &Path, to: &Path) -> Result<(String, Losses)> {
+    let (Some(dir), Some(name)) = (to.parent(), from.file_name()) else {
+        return Ok((String::new(), Losses::default()));
+    };
+    let dir = place(job, dir)?;
+    let options = options(job)?;
+    let root = job.snapshot.root.chunk();
+    let report = store::restore::restore(job.store, &root, &tree_path(from), &dir, &options)?;
+    let (old, new) = (dir.join(name), to.file_name().map_or(dir.clone(), |name| dir.join(name)));
+    let failed = |source| Error::Write { path: new.clone(), source };
+    if old != new && report.failed == 0 {
+        std::fs::rename(&old, &new).map_err(failed)?;
+    }
+    File::open(&dir).and_then(|dir| Ok(rustix::fs::syncfs(&dir)?)).map_err(failed)?;
+    let losses = Losses {
+        paths: report.failed,
+        metadata: report.metadata_refused,
+        owners: report.owner_denied,
+    };
+    Ok((format!("restored {} as {}", shown(from), shown(to)), losses))
+}
+
+/// Returns the options of all restores.
+fn options(job: &Job<'_>) -> Result<Options> {
+    Ok(Options {
+        include: Globs::default(),
+        include_each: Vec::new(),
+        exclude: Globs::default(),
+        delete: false,
+        sources: job.snapshot.paths.iter().map(|path| tree_path(&absolute(path))).collect(),
+        keep: Spared::default(),
+        owners: Arc::new(owners(job)?),
+        owner_record: None,
+        ends_at_write_errors: true,
+        is_dry: false,
+    })
 }
 
 /// Returns the patterns of the configuration, with which the admin keeps data of a product out of

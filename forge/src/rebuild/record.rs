@@ -6,6 +6,7 @@
 use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::file;
+use crate::service::redis::Saved;
 use serde::{Deserialize, Serialize};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -145,7 +146,7 @@ pub struct Loading {
 }
 
 /// Progress of a rebuild.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct State {
     version: u32,
     /// Id of the snapshot.
@@ -165,6 +166,12 @@ struct State {
     losses: Losses,
     aside: Vec<Aside>,
     databases: Vec<Loading>,
+    /// Files of a Redis that ran before it was stopped.
+    #[serde(default)]
+    queue: Option<Saved>,
+    /// File that Redis must read when it starts.
+    #[serde(default)]
+    restored_queue: Option<PathBuf>,
     /// Results of the stages that are not made again.
     #[serde(default)]
     checks: Vec<Check>,
@@ -217,6 +224,8 @@ impl Record {
             losses: Losses::default(),
             aside: Vec::new(),
             databases: Vec::new(),
+            queue: None,
+            restored_queue: None,
             checks: Vec::new(),
             left: Vec::new(),
         });
@@ -332,6 +341,28 @@ impl Record {
         known.paths = known.paths.saturating_add(losses.paths);
         known.metadata = known.metadata.saturating_add(losses.metadata);
         known.owners = known.owners.saturating_add(losses.owners);
+        self.write()
+    }
+
+    /// Returns the files that Redis had before it was stopped.
+    pub fn queue(&self) -> Option<&Saved> {
+        self.state.queue.as_ref()
+    }
+
+    /// Records the files of Redis before it is stopped.
+    pub fn set_queue(&mut self, files: Saved) -> Result<()> {
+        self.state.queue = Some(files);
+        self.write()
+    }
+
+    /// Returns the file that Redis must read.
+    pub fn restored_queue(&self) -> Option<&Path> {
+        self.state.restored_queue.as_deref()
+    }
+
+    /// Records the file that Redis must read.
+    pub fn set_restored_queue(&mut self, path: PathBuf) -> Result<()> {
+        self.state.restored_queue = Some(path);
         self.write()
     }
 

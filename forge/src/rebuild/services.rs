@@ -1,6 +1,7 @@
 //! Stops the services of an instance for its rebuild, and starts them at the end.
 
-use super::{Rebuild, Stage};
+use super::{Job, Rebuild, Stage, files};
+use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};
 use crate::kind::Rebuilding;
 use crate::plan::{Phase, Plan};
@@ -10,7 +11,7 @@ use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::redis::{Redis, Saved};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use store::observe::Event;
+use store::observe::{Event, Progress};
 
 impl Rebuild<'_, '_> {
     /// Stops everything that would use or change restored data.
@@ -24,6 +25,9 @@ impl Rebuild<'_, '_> {
             Err(error) => return Err(error),
         };
         let progress = self.job.store.observer().progress();
+        if !self.job.is_dry {
+            self.note_queue(&plan)?;
+        }
         match &plan.control {
             Control::Nothing => {
                 let text = "no services are configured; make sure that none uses the data";
@@ -122,9 +126,39 @@ impl Rebuild<'_, '_> {
         Ok(())
     }
 
+    /// Records where a running Redis keeps its files: another place than at the backup, perhaps.
+    fn note_queue(&mut self, plan: &Plan) -> Result<()> {
+        match &plan.redis {
+            Some(redis) if self.record.queue().is_none() => match self.queue_here(redis)? {
+                Some(files) => self.record.set_queue(files),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the files of a Redis that runs, unless the rebuild replaces its configuration.
+    fn queue_here(&self, redis: &Redis) -> Result<Option<Saved>> {
+        let progress = self.job.store.observer().progress();
+        let asked = redis
+            .current_files(progress)
+            .and_then(|files| Ok((files, redis.configuration(progress)?)));
+        match asked {
+            Ok((files, configuration)) => {
+                let mut paths = self.job.manifest.parts.iter().flat_map(|part| &part.paths);
+                let is_replaced = configuration
+                    .is_some_and(|configuration| paths.any(|path| configuration.starts_with(path)));
+                Ok(Some(files).filter(|_| !is_replaced))
+            }
+            Err(error) if error.is_interrupted() => Err(error),
+            // It does not run, or does not tell.
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Puts the saved queue in place, or makes Redis start empty: jobs of other moments would act on
     /// the restored databases.
-    pub fn redis(&mut self) -> Result<()> {
+    pub fn redis(&mut self, rebuilding: &Rebuilding) -> Result<()> {
         let job = self.job;
         let plan = match self.plan() {
             Ok((plan, _)) => plan,
@@ -142,8 +176,12 @@ impl Rebuild<'_, '_> {
             saved = Files::there(job, redis.files(known, plan.redis_dir()));
         }
         let is_up = redis.expect_access(progress).is_ok();
-        let is_ours = job.is_dry || !is_up;
-        if !is_ours {
+        if job.is_dry {
+            let text = self.planned_queue(&plan, redis, rebuilding, &saved, is_up)?;
+            (self.say)(Stage::Redis, &text);
+            return Ok(());
+        }
+        if is_up {
             // A running server would overwrite its files. Its data is kept, like all other.
             let kept = self.keep_queue(redis, plan.redis_dir());
             if let Err(error) = kept {
@@ -154,7 +192,11 @@ impl Rebuild<'_, '_> {
                 (self.say)(Stage::Redis, &text);
                 let left = "redis-cli FLUSHALL, unless its jobs belong to the restored databases";
                 self.record.leave(left)?;
-                return Ok(());
+                let check = Check::new("redis", Verdict::Failed, text).with_hint(
+                    "its jobs are of another moment than the databases: empty it before the instance \
+                     is used",
+                );
+                return self.record.keep(check);
             }
             redis.flush(progress)?;
             let text = match saved.is_empty() {
@@ -168,20 +210,37 @@ impl Rebuild<'_, '_> {
             (self.say)(Stage::Redis, &text);
             return Ok(());
         }
-        if job.is_dry {
-            let text = match saved.is_empty() {
-                true => "would start empty: the snapshot has no saved queue".to_owned(),
-                false => format!("would restore {}", saved.shown()),
-            };
-            (self.say)(Stage::Redis, &text);
-            return Ok(());
-        }
         let suffix = self.record.suffix().to_owned();
-        let dir = plan.redis_dir().or_else(|| saved.dir()).map(Path::to_owned);
-        let files: Vec<PathBuf> =
+        let saved_file = saved_file(job, &saved);
+        let here = self.record.queue().cloned();
+        let here_files = here.as_ref().map(|here| redis.files(here, plan.redis_dir()));
+        let here_file = here_files.as_ref().and_then(|files| files.first().cloned());
+        // Redis here reads another file than the one that was saved.
+        let elsewhere = match (&saved_file, here_file) {
+            (Some(saved), Some(here)) if !is_same_place(job, saved, &here) => {
+                Some((saved.clone(), here))
+            }
+            _ => None,
+        };
+        let dir = match &elsewhere {
+            Some((_, here)) => here.parent().map(Path::to_owned),
+            None => plan.redis_dir().or_else(|| saved.dir()).map(Path::to_owned),
+        };
+        let log_dir = here.and_then(|here| here.append_only).unwrap_or_else(|| LOG_DIR.into());
+        let mut files: Vec<PathBuf> =
             dir.into_iter().flat_map(|dir| FILES.map(|name| dir.join(name))).collect();
+        files.extend(here_files.unwrap_or_default());
+        if let Some((saved, here)) = &elsewhere {
+            // It passes through its old name.
+            files.extend(saved.file_name().map(|name| here.with_file_name(name)));
+        }
+        files.sort();
+        files.dedup();
         if !self.record.is_begun(Stage::Redis) {
-            let mut planned = saved.asides(job, &suffix)?;
+            let mut planned = match &elsewhere {
+                Some(_) => Vec::new(),
+                None => saved.asides(job, &suffix)?,
+            };
             for path in &files {
                 if !planned.iter().any(|known| known.from == *path) {
                     planned.extend(aside::plan(path, &suffix, &[], &[], progress)?);
@@ -200,18 +259,85 @@ impl Rebuild<'_, '_> {
             (self.say)(Stage::Redis, "starts empty: the snapshot has no saved queue");
             return Ok(());
         }
-        let (text, losses) = saved.restore(job)?;
+        let (text, losses) = match &elsewhere {
+            Some((from, to)) => files::restore_as(job, from, to)?,
+            None => saved.restore(job)?,
+        };
         (self.say)(Stage::Redis, &text);
-        let logs = self.record.aside().iter().filter(|aside| aside.from.ends_with(LOG_DIR));
-        for log in logs.filter(|log| !log.from.exists()) {
+        let logs = self.record.aside().iter().filter(|aside| aside.from.ends_with(&log_dir));
+        for log in logs.filter(|log| !log.from.exists() && log.to.is_dir()) {
             let dir = log.from.parent().unwrap_or(&log.from);
-            if let Some(snapshot) = saved.in_dir(dir) {
+            let snapshot = match &elsewhere {
+                Some((_, to)) => Some(to.clone()).filter(|to| to.parent() == Some(dir)),
+                None => saved.in_dir(dir),
+            };
+            if let Some(snapshot) = snapshot {
                 begin_log(log, &snapshot)
                     .map_err(|source| Error::Write { path: log.from.clone(), source })?;
                 (self.say)(Stage::Redis, "began a new append-only log with it");
             }
         }
+        let restored = elsewhere.map(|(_, to)| to).or(saved_file);
+        if let Some(restored) = restored.filter(|path| path.is_file()) {
+            self.record.set_restored_queue(restored)?;
+        }
         self.record.lose(losses)
+    }
+
+    /// Describes what a rebuild would do with the queue.
+    fn planned_queue(
+        &self,
+        plan: &Plan,
+        redis: &Redis,
+        rebuilding: &Rebuilding,
+        saved: &Files,
+        is_up: bool,
+    ) -> Result<String> {
+        let (job, progress) = (self.job, self.job.store.observer().progress());
+        let stops = if is_up { stops_redis(plan, rebuilding, progress) } else { Some(true) };
+        if saved.is_empty() {
+            let verb = if stops == Some(true) { "start empty" } else { "be emptied" };
+            return Ok(format!("would {verb}: the snapshot has no saved queue"));
+        }
+        let mut shown = saved.shown();
+        let here = if is_up { self.queue_here(redis)? } else { None };
+        let here = here.and_then(|here| redis.files(&here, plan.redis_dir()).into_iter().next());
+        if let (Some(here), Some(known)) = (here, saved_file(job, saved))
+            && !is_same_place(job, &known, &here)
+        {
+            shown = format!("{} as {}", super::shown(&known), super::shown(&here));
+        }
+        Ok(match stops {
+            Some(true) => format!("would restore {shown}"),
+            Some(false) => format!(
+                "would be emptied: Redis runs and cannot be stopped here, so the saved queue ({}) \
+                 stays in the snapshot",
+                saved.shown()
+            ),
+            None => format!(
+                "would be replaced by {shown} if the stop commands of the configuration stop Redis, \
+                 and emptied otherwise"
+            ),
+        })
+    }
+
+    /// Compares the file that a started Redis reads with the one that was restored.
+    pub fn examine_queue(&self, plan: &Plan) -> Option<Check> {
+        let restored = self.record.restored_queue()?;
+        let redis = plan.redis.as_ref()?;
+        let here = redis.current_files(self.job.store.observer().progress()).ok()?;
+        let here = redis.files(&here, plan.redis_dir()).into_iter().next()?;
+        if here == restored || here.canonicalize().ok() == restored.canonicalize().ok() {
+            return None;
+        }
+        let text = format!(
+            "Redis reads {}, and the saved queue was restored to {}",
+            super::shown(&here),
+            super::shown(restored)
+        );
+        let hint = "its jobs may be of another moment than the databases: stop Redis, put the restored \
+                    file in place of the other one, and start Redis";
+        Some(Check::new("redis", Verdict::Failed, text).with_hint(hint))
     }
 
     /// Saves the data of a running Redis, and copies the file.
@@ -269,6 +395,33 @@ impl Rebuild<'_, '_> {
     }
 }
 
+/// Returns whether the rebuild stops a Redis that runs; `None` if only the admin's commands decide it.
+fn stops_redis(plan: &Plan, rebuilding: &Rebuilding, progress: &Progress) -> Option<bool> {
+    match &plan.control {
+        Control::Nothing => Some(false),
+        Control::Commands { stop, .. } if stop.is_empty() => Some(false),
+        Control::Commands { .. } => None,
+        Control::Supervised(supervisor) => {
+            let all = all(supervisor, plan, rebuilding, progress);
+            let is_runit = supervisor.speaks == Speaks::Runit;
+            Some(is_runit && all.writers.iter().any(|name| name == SERVICE))
+        }
+    }
+}
+
+/// Returns the saved snapshot of Redis among restored files.
+fn saved_file(job: &Job<'_>, saved: &Files) -> Option<PathBuf> {
+    let name = job.manifest.redis.as_ref().map_or(FILES[0], |known| known.snapshot.as_str());
+    saved.named(job, name)
+}
+
+/// Returns true if two paths lead to one place on this machine.
+fn is_same_place(job: &Job<'_>, a: &Path, b: &Path) -> bool {
+    a == b || files::place(job, a).ok().is_some_and(|a| files::place(job, b).ok() == Some(a))
+}
+
+/// Service of GitLab's package.
+const SERVICE: &str = "redis";
 /// Persistence files of Redis.
 const FILES: [&str; 3] = ["dump.rdb", "appendonly.aof", LOG_DIR];
 /// Directory of the append-only log since Redis 7.
@@ -307,7 +460,7 @@ fn all(
     supervisor: &Supervisor,
     plan: &Plan,
     rebuilding: &Rebuilding,
-    progress: &store::observe::Progress,
+    progress: &Progress,
 ) -> Supervisor {
     let mut supervisor = supervisor.clone();
     if supervisor.speaks == Speaks::Runit {

@@ -352,6 +352,38 @@ impl Saving<'_> {
             return Err(redis.odd(reason));
         }
         let seconds = started.elapsed().as_secs_f64();
+        redis.files_by(&info, seconds, progress)
+    }
+}
+
+impl Redis {
+    /// Returns the persistence files that a running Redis writes now, without a save.
+    pub fn current_files(&self, progress: &Progress) -> Result<Saved> {
+        let info = self.info("persistence", progress)?;
+        if !info.contains_key("rdb_bgsave_in_progress") {
+            return Err(self.odd("it does not report its files"));
+        }
+        let files = self.files_by(&info, 0.0, progress)?;
+        match files.dir.as_os_str().is_empty() {
+            true => Err(self.odd("it does not report its directory")),
+            false => Ok(files),
+        }
+    }
+
+    /// Returns the configuration file of a server on this machine.
+    pub fn configuration(&self, progress: &Progress) -> Result<Option<PathBuf>> {
+        let path = self.info("server", progress)?.remove("config_file").map(PathBuf::from);
+        Ok(path.filter(|path| self.reach.into.is_empty() && path.is_absolute()))
+    }
+
+    /// Asks for the names of the files, with what Redis reported of its persistence.
+    fn files_by(
+        &self,
+        info: &HashMap<String, String>,
+        seconds: f64,
+        progress: &Progress,
+    ) -> Result<Saved> {
+        let redis = self;
         let is_append_only = info.get("aof_enabled").is_some_and(|value| value == "1");
         let append_only = match is_append_only {
             false => None,
