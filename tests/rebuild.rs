@@ -960,6 +960,38 @@ fn holes_and_further_names_need_no_space() {
 }
 
 #[test]
+fn a_rebuild_does_not_continue_on_another_disk() {
+    need_root();
+    let sandbox = Sandbox::new();
+    std::fs::create_dir_all(sandbox.path("data")).expect("directories");
+    std::fs::write(sandbox.path("data/f"), "content").expect("writes");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{}'\n[instances.forge.services]\n\
+         stop = [{{ command = ['true'] }}]\nstart = [{{ command = ['test', '-e', '{}'] }}]\n",
+        sandbox.text("data"),
+        sandbox.text("starts")
+    );
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        $FK backup --instance forge --init
+        no $FK rebuild forge --yes
+        mount -t tmpfs none data
+        touch starts
+        no $FK rebuild forge --yes 2> refused
+        cat refused
+        grep 'since the rebuild began: .*/data$' refused
+        umount data
+        $FK rebuild forge --yes
+        grep content data/f";
+    let run = sandbox.in_mount_namespace(script);
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+        .run()
+        .ok();
+}
+
+#[test]
 fn a_store_behind_another_mount_stays() {
     need_root();
     let sandbox = Sandbox::new();

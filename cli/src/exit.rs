@@ -368,6 +368,10 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             quoted_path(end),
             quoted_path(link)
         ),
+        E::OtherMounts { instance, .. } => format!(
+            "mount as it was then and run the command again; or forget this rebuild with `forgekeep \
+             rebuild {instance} --forget`, and begin a new one"
+        ),
         E::MountedFile { .. } => {
             "nothing was changed; unmount it (`umount`) until the rebuild is done, or copy the file of \
              the snapshot into it (`forgekeep dump SNAPSHOT:PATH`)"

@@ -256,6 +256,17 @@ pub enum Error {
         /// The path to which it led.
         end: PathBuf,
     },
+    /// File systems were mounted or unmounted since a rebuild began.
+    #[error(
+        "mounted or unmounted since the rebuild began: {}",
+        changed.iter().map(|path| path.displayed()).collect::<Vec<_>>().join(", ")
+    )]
+    OtherMounts {
+        /// Mount points of only one of both moments.
+        changed: Vec<PathBuf>,
+        /// Name of the instance.
+        instance: String,
+    },
     /// A rebuild cannot replace a file at which another one is mounted.
     #[error("{} is a mount point, and its content differs from the snapshot", path.displayed())]
     MountedFile {

@@ -296,6 +296,15 @@ impl Rebuild<'_, '_> {
                 (self.say)(Stage::Preconditions, &note);
             }
         }
+        let mounts = files::mounts_of(job, &[first, rest])?;
+        match self.record.mounts().filter(|_| self.record.is_continued) {
+            Some(known) if *known != mounts => {
+                // What was moved or restored is on the file system of then.
+                let changed = known.symmetric_difference(&mounts).cloned().collect();
+                return Err(Error::OtherMounts { changed, instance: job.instance.into() });
+            }
+            _ => self.record.set_mounts(mounts),
+        }
         files::expect_replaceable(job, &[first, rest])?;
         files::expect_writable(job, &[first, rest], &planned)?;
         if !self.record.is_done(Stage::Databases) {

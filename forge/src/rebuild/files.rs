@@ -15,7 +15,7 @@ use crate::view::shown;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::process::geteuid;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -419,6 +419,19 @@ pub fn expect_writable(job: &Job<'_>, all: &[&Files], planned: &[Aside]) -> Resu
         place.ancestors().find(|above| above.exists()).map_or(Ok(()), check)?;
     }
     Ok(())
+}
+
+/// Returns the mount points that hold the paths, and those below the paths.
+pub fn mounts_of(job: &Job<'_>, all: &[&Files]) -> Result<BTreeSet<PathBuf>> {
+    let mounts = mounts::paths()?;
+    let mut found = BTreeSet::new();
+    for path in all.iter().flat_map(|files| &files.paths) {
+        let real = self::place(job, path)?;
+        // The paths are sorted, so the last one is the innermost.
+        found.extend(mounts.iter().rfind(|mount| real.starts_with(mount)).cloned());
+        found.extend(mounts.iter().filter(|mount| mount.starts_with(&real)).cloned());
+    }
+    Ok(found)
 }
 
 /// Fails if a file that is a mount point would have to be replaced by one with other content.

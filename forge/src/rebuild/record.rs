@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::service::redis::Saved;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -155,6 +156,9 @@ struct State {
     suffix: String,
     /// Stages whose moves are recorded.
     begun: Vec<Stage>,
+    /// Mount points at, above and below the restored paths.
+    #[serde(default)]
+    mounts: Option<BTreeSet<PathBuf>>,
     done: Vec<Stage>,
     /// Services that were stopped and must start again.
     stopped: Vec<String>,
@@ -217,6 +221,7 @@ impl Record {
             snapshot: snapshot.to_owned(),
             suffix: suffix.to_owned(),
             begun: Vec::new(),
+            mounts: None,
             done: Vec::new(),
             stopped: Vec::new(),
             ran_stop_commands: false,
@@ -270,6 +275,16 @@ impl Record {
     /// Returns the end of the names of what is moved.
     pub fn suffix(&self) -> &str {
         &self.state.suffix
+    }
+
+    /// Returns the mount points of an unfinished rebuild.
+    pub fn mounts(&self) -> Option<&BTreeSet<PathBuf>> {
+        self.state.mounts.as_ref()
+    }
+
+    /// Sets the mount points, which are written with the next change.
+    pub fn set_mounts(&mut self, mounts: BTreeSet<PathBuf>) {
+        self.state.mounts = Some(mounts);
     }
 
     /// Returns true if a stage began: what is at the paths of its files may be restored data.
