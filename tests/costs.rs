@@ -99,7 +99,7 @@ fn one_new_reference_among_many_costs_a_listing() {
     let opened = trace.lines().filter(opened).map(path);
     let files: BTreeSet<String> =
         opened.filter(|path| std::path::Path::new(path).is_file()).collect();
-    let wanted = ["HEAD", "refs/heads/new"].map(|name| format!("{source}/r.git/{name}"));
+    let wanted = ["HEAD", "config", "refs/heads/new"].map(|name| format!("{source}/r.git/{name}"));
     assert_eq!(files, BTreeSet::from(wanted));
     // Names are read ahead, for the phase itself, and to find what changed meanwhile.
     let listed = calls(&trace, "getdents64", source);

@@ -627,6 +627,11 @@ fn a_default_branch_that_is_renamed_meanwhile_is_in_the_copy() {
     let rename = "git -C a.git branch -m main trunk";
     let sandbox = changed_meanwhile("", "a.git", "zz", rename);
     assert_eq!(said(&sandbox, "git -C copy symbolic-ref HEAD"), "refs/heads/trunk");
+    // What was read twice is counted once.
+    let snapshots = sandbox.json(["snapshots"]);
+    let statistics = &snapshots[0]["statistics"];
+    let files: u64 = said(&sandbox, "find copy -type f | wc -l").parse().expect("a number");
+    assert_eq!(statistics["files_new"], files, "{statistics}");
     assert_eq!(said(&sandbox, "git -C copy log --oneline | wc -l"), "3");
 
     let prepare = "git -C work worktree add -q ../linked b1";
@@ -654,7 +659,8 @@ fn objects_that_move_to_a_pool_meanwhile_are_in_its_copy() {
     // Both pools were read by then.
     let moved = "cd s; refs='+refs/heads/*:refs/remotes/x/*'
         for pool in 1 2; do git -C $pool-pool.git fetch -q ../a.git \"$refs\"; done
-        for borrower in 2-pool a; do git -C $borrower.git repack -adlq; done";
+        for borrower in 2-pool a; do git -C $borrower.git repack -adlq; done
+        git -C 1-pool.git refs migrate --ref-format=reftable; git -C 1-pool.git branch -m main trunk";
     let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", moved);
     assert_eq!(said(&sandbox, "find s/2-pool.git s/a.git -name '*.pack'"), "");
     for name in ["1-pool", "2-pool", "a"] {
@@ -662,6 +668,8 @@ fn objects_that_move_to_a_pool_meanwhile_are_in_its_copy() {
     }
     // Nothing changed since.
     assert_eq!(sandbox.backup(["s"])["files_changed"], 0);
+    assert_eq!(said(&sandbox, "git -C copy/1-pool.git symbolic-ref HEAD"), "refs/heads/trunk");
+    assert_eq!(said(&sandbox, "git -C copy/1-pool.git branch --list main"), "");
     sandbox.assert_clean();
 }
 

@@ -991,6 +991,42 @@ fn a_rebuild_does_not_continue_on_another_disk() {
         .ok();
 }
 
+/// Settings of sshd could lock the admin out, and a number can belong to somebody else.
+#[test]
+fn settings_of_sshd_stay_and_foreign_accounts_are_named() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let root = sandbox.path("");
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{0}data'\n\
+         [instances.forge.parts.ssh]\npath = '{0}etc/ssh'\n",
+        sandbox.text("")
+    );
+    configure_kind(&sandbox, "plain", &root, &more);
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        names() { grep -v :6450 passwd > new; printf '%s\\n' \"$@\" >> new; cat new > passwd; }
+        cp /etc/passwd passwd; mount --bind passwd /etc/passwd
+        mkdir -p etc/ssh data; echo 1 > data/f; chown 64501:0 data/f
+        echo old > etc/ssh/sshd_config; echo oldkey > etc/ssh/ssh_host_rsa_key
+        names wiki:x:64501:0::/:/bin/sh
+        $FK backup --instance forge --init
+        names other:x:64501:0::/:/bin/sh
+        echo new > etc/ssh/sshd_config; echo newkey > etc/ssh/ssh_host_rsa_key
+        $FK rebuild forge --dry-run | grep 'wiki is missing here, and its number 64501 belongs to other'
+        no $FK rebuild forge --yes > said
+        grep 'other accounts of this machine own restored files' said
+        grep new etc/ssh/sshd_config
+        grep oldkey etc/ssh/ssh_host_rsa_key
+        names wiki:x:64501:0::/:/bin/sh
+        $FK rebuild forge --yes";
+    let run = sandbox.in_mount_namespace(script);
+    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+        .run()
+        .ok();
+}
+
 #[test]
 fn a_store_behind_another_mount_stays() {
     need_root();

@@ -296,6 +296,17 @@ impl Rebuild<'_, '_> {
                 (self.say)(Stage::Preconditions, &note);
             }
         }
+        let foreign = files::foreign_accounts(job, &[first, rest])?;
+        for text in &foreign {
+            (self.say)(Stage::Preconditions, text);
+        }
+        if !foreign.is_empty() && !job.is_dry {
+            let text = "other accounts of this machine own restored files";
+            let hint = "create the missing accounts, and give them the files; `forgekeep restore` \
+                        names them";
+            let check = Check::new("accounts", Verdict::Warning, text);
+            self.outcome.checks.push(check.with_examples(foreign).with_hint(hint));
+        }
         let mounts = files::mounts_of(job, &[first, rest])?;
         match self.record.mounts().filter(|_| self.record.is_continued) {
             Some(known) if *known != mounts => {
@@ -480,7 +491,7 @@ impl Rebuild<'_, '_> {
                 let hint = "set the passwords of the application's configuration with `\\password \
                             ROLE` in psql, then start the application again";
                 let check = Check::new("roles", Verdict::Warning, text).with_hint(hint);
-                self.outcome.checks.push(check);
+                self.record.keep(check)?;
             }
         }
         for dumped in &job.manifest.databases {

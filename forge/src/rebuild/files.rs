@@ -39,6 +39,8 @@ const OF_KIND: &str = "owners of the kind";
 /// are settings of this machine.
 const SSH: &str = "ssh-host-keys";
 const HOST_KEY: &[u8] = b"ssh_host_";
+/// Directory of sshd, below the root of the machine.
+const SSH_DIR: &str = "etc/ssh";
 /// Space that a file or directory takes besides its content, in bytes.
 const ENTRY_BYTES: u64 = 4096;
 
@@ -59,7 +61,11 @@ impl Files {
         for part in &parts {
             for path in &part.paths {
                 let path_in_tree = tree_path(path);
-                if part.name == SSH {
+                let sshd = job.settings.root.join(SSH_DIR);
+                if path.starts_with(&sshd) && *path != sshd {
+                    let name = path.file_name().unwrap_or_default().as_bytes();
+                    paths.extend(name.starts_with(HOST_KEY).then(|| path.clone()));
+                } else if part.name == SSH || *path == sshd {
                     let entries = store::tree::children(&root, &path_in_tree, job.store).flatten();
                     let keys = entries.filter(|entry| {
                         let name = entry.path.rsplit(|byte| *byte == b'/').next();
@@ -515,6 +521,23 @@ fn needs(job: &Job<'_>, all: &[&Files], is_exact: bool) -> Result<BTreeMap<u64, 
         inner.iter().zip(&sums[1..]).for_each(|(mount, sum)| add(mount, *sum));
     }
     Ok(systems)
+}
+
+/// Returns descriptions of accounts whose numbers belong to others here, so that these get the files.
+pub fn foreign_accounts(job: &Job<'_>, all: &[&Files]) -> Result<Vec<String>> {
+    let (owners, mut space) = (owners(job)?, Space::new(job, false));
+    for path in all.iter().flat_map(|files| &files.paths) {
+        space.each(path, |entry, _| owners.apply(&mut entry.clone()))?;
+    }
+    let disagreements = owners.usage().disagreements;
+    let described = disagreements.into_iter().filter_map(|of| {
+        let (word, name, number, entries) = (of.class.word(), of.name, of.number, of.entries);
+        let here = of.name_here?;
+        Some(format!(
+            "{word} {name} is missing here, and its number {number} belongs to {here}: {entries} entries"
+        ))
+    });
+    Ok(described.collect())
 }
 
 /// Returns the free space of the file system with a directory, in bytes.

@@ -31,6 +31,8 @@ const OPEN_FILES_MAX: usize = 512;
 const ROUNDS_MAX: usize = 100;
 /// Maximum number of times that a git directory is read because its [`git::GUIDES`] change.
 const READINGS_MAX: usize = 10;
+/// Maximum bytes of one of these files that are compared.
+const GUIDE_BYTES_MAX: u64 = 64 << 10;
 /// Maximum depth of git directories inside each other that are read in order.
 const INNER_DEPTH_MAX: usize = 8;
 /// Maximum bytes of a reftable's list of tables that are read.
@@ -92,6 +94,7 @@ fn read_inner(
         reported: HashSet::new(),
     };
     for readings in 1.. {
+        let _repeated = (readings > 1).then(|| ingest.repeat());
         reading.begin();
         reading.take_below(Some(root), found)?;
         reading.references_and_objects()?;
@@ -194,17 +197,17 @@ impl Reading<'_, '_> {
         self.guides.insert(path, guide);
     }
 
+    /// Reads the state of a file. The content counts: some file systems have no lasting metadata.
     fn guide(&self, path: &[u8]) -> Guide {
-        let names_commit = path.ends_with(b"HEAD")
-            && source::open_file_below(self.dir().as_fd(), self.root.relative(path))
-                .and_then(|file| {
-                    let mut head = [0; 64];
-                    let len = file.read_at(&mut head, 0)?;
-                    Ok(git::begins_with_id(&head[..len]))
-                })
-                .unwrap_or(false);
-        let stat = source::stat_at(self.dir().as_fd(), self.root.relative(path)).ok();
-        Guide { stat, names_commit }
+        let read = || {
+            let file = source::open_file_below(self.dir().as_fd(), self.root.relative(path))?;
+            let len = source::stat_open(&file)?.size;
+            let mut content = vec![0; len.min(GUIDE_BYTES_MAX) as usize];
+            let read = file.read_at(&mut content, 0)?;
+            content.truncate(read);
+            Ok::<_, io::Error>((len, content))
+        };
+        Guide(read().ok())
     }
 
     /// Returns the path of a file that decides how the others are understood and that changed since
@@ -213,7 +216,8 @@ impl Reading<'_, '_> {
         let has_changed = |(path, before): &(&Vec<u8>, &Guide)| {
             let now = self.guide(path);
             // Commits are read after their names, so one `HEAD` is as good as the other.
-            now.stat != before.stat && !(now.names_commit && before.names_commit)
+            let is_head = path.ends_with(b"HEAD");
+            now != **before && !(is_head && now.names_commit() && before.names_commit())
         };
         self.guides.iter().find(has_changed).map(|(path, _)| path.clone())
     }
@@ -313,8 +317,7 @@ impl Reading<'_, '_> {
             }
             let inner = self.root.relative(&found.path);
             if git::linked_work_tree(inner, b"HEAD").is_some() {
-                let guide = Guide { stat: Some(found.stat), ..self.guide(&found.path) };
-                self.guides.insert(found.path.clone(), guide);
+                self.note_guide(found.path.clone());
             }
             self.take(&found)?;
         }
@@ -375,7 +378,7 @@ impl Reading<'_, '_> {
     }
 
     fn keep_unchanged(&mut self, entry: Entry) -> Result<()> {
-        self.ingest.counters.unchanged(&entry);
+        self.ingest.count_unchanged(&entry);
         self.ingest.observer().progress().add(1, entry.size);
         self.keep(Some(entry))
     }
@@ -842,12 +845,16 @@ enum Refs {
     LackTables(Option<Stat>),
 }
 
-/// State of a file that decides how others are understood.
-struct Guide {
-    /// Metadata; `None` if it is missing.
-    stat: Option<Stat>,
-    /// True if it is a `HEAD` that names a commit.
-    names_commit: bool,
+/// Size and first bytes of a file that decides how others are understood; `None` if it is missing or
+/// cannot be read.
+#[derive(PartialEq, Eq)]
+struct Guide(Option<(u64, Vec<u8>)>);
+
+impl Guide {
+    /// Returns true for a `HEAD` that names a commit.
+    fn names_commit(&self) -> bool {
+        self.0.as_ref().is_some_and(|(_, content)| git::begins_with_id(content))
+    }
 }
 
 /// A listed object of a phase.

@@ -19,7 +19,7 @@ use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use rustix::io::Errno;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -146,6 +146,19 @@ type Linked = HashMap<(u64, u64), (Stat, FileContent)>;
 
 thread_local! {
     static WINDOW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// True while this thread reads what it has read and counted before.
+    static REPEATS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Ends a repeated reading of this thread when it is dropped.
+pub struct Repeated {
+    before: bool,
+}
+
+impl Drop for Repeated {
+    fn drop(&mut self) {
+        REPEATS.set(self.before);
+    }
 }
 
 impl<'a> Ingest<'a> {
@@ -212,7 +225,9 @@ impl<'a> Ingest<'a> {
     ) -> Result<Option<Entry>> {
         match read {
             Ok(entry) => {
-                self.counters.count(&entry, previous);
+                if !REPEATS.get() {
+                    self.counters.count(&entry, previous);
+                }
                 self.observer().progress().add(1, entry.size);
                 Ok(Some(entry))
             }
@@ -224,6 +239,18 @@ impl<'a> Ingest<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// Counts an entry that was taken over unchanged.
+    pub fn count_unchanged(&self, entry: &Entry) {
+        if !REPEATS.get() {
+            self.counters.unchanged(entry);
+        }
+    }
+
+    /// Stops counting entries that this thread reads, because it reads them again.
+    pub fn repeat(&self) -> Repeated {
+        Repeated { before: REPEATS.replace(true) }
     }
 
     /// Withdraws the share of this file of the previous snapshot from the allowance.

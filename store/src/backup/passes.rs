@@ -110,6 +110,9 @@ pub struct Backup<'a> {
     before: Option<Before>,
     /// Trees of the passes so far, in order.
     trees: Vec<(ChunkId, Totals)>,
+    /// Git directories that the last of these trees has as a whole. Of the others, only the objects
+    /// count, which a borrower may need.
+    replaced: Vec<Vec<u8>>,
     /// Streams, and the directories above them.
     streams: BTreeMap<Vec<u8>, Entry>,
     /// Paths of all passes.
@@ -140,7 +143,7 @@ impl<'a> Backup<'a> {
             let (root, is_taken_over) = (parent.root.chunk(), !options.force);
             before = Some(Before { root, started, ended, is_taken_over });
         }
-        let (trees, streams, paths, has_content) = Default::default();
+        let (trees, replaced, streams, paths, has_content) = Default::default();
         let is_whole = whole.is_some();
         let backup = Backup {
             run,
@@ -150,6 +153,7 @@ impl<'a> Backup<'a> {
             is_whole,
             before,
             trees,
+            replaced,
             streams,
             paths,
             has_content,
@@ -230,7 +234,7 @@ impl<'a> Backup<'a> {
             let (started, ended) = (self.run.start, (self.options.about.clock)());
             let before = Before { root, started, ended, is_taken_over: true };
             let counters = &self.run.counters;
-            let changes = counters.changes();
+            let (changes, unreadable) = (counters.changes(), self.unreadable_count());
             let was_again = counters.set_again(true);
             let done = self.pass(&tops, exclude, Some(before), true);
             let counters = &self.run.counters;
@@ -251,6 +255,11 @@ impl<'a> Backup<'a> {
                 return Ok(());
             }
             self.trees.push(again.tree);
+            if self.unreadable_count() == unreadable {
+                self.replaced = lenders;
+                self.tree()?;
+                self.replaced.clear();
+            }
             lenders = again.lenders;
         }
         Ok(())
@@ -441,7 +450,7 @@ impl<'a> Backup<'a> {
             self.run.flush()?;
         }
         let store = self.run.store;
-        let mut merging = Merging::new(&self.trees, &self.run.packer)?;
+        let mut merging = Merging::new(&self.trees, &self.replaced, &self.run.packer)?;
         let mut in_the_way = |path: &[u8]| {
             let error = was_also_a_directory();
             self.run.counters.report_unreadable(store.observer(), path, &error);
@@ -476,17 +485,38 @@ impl<'a> Backup<'a> {
 /// Several trees, read in parallel in path order.
 struct Merging<'a> {
     readers: Vec<(TreeReader<'a>, Option<Entry>)>,
+    /// Git directories of which only the last tree has more than objects.
+    replaced: &'a [Vec<u8>],
 }
 
 impl<'a> Merging<'a> {
-    fn new(trees: &[(ChunkId, Totals)], chunks: &'a dyn Chunks) -> Result<Merging<'a>> {
-        let mut readers = Vec::new();
-        for (root, _) in trees {
-            let mut reader = TreeReader::new(root, chunks);
-            let first = reader.next().transpose().map_err(|lost| lost.error)?;
-            readers.push((reader, first));
+    fn new(
+        trees: &[(ChunkId, Totals)],
+        replaced: &'a [Vec<u8>],
+        chunks: &'a dyn Chunks,
+    ) -> Result<Merging<'a>> {
+        let readers = trees.iter().map(|(root, _)| (TreeReader::new(root, chunks), None)).collect();
+        let mut merging = Merging { readers, replaced };
+        (0..trees.len()).try_for_each(|at| merging.advance(at).map(drop))?;
+        Ok(merging)
+    }
+
+    /// Moves a tree to its next entry that counts. Returns the one before.
+    fn advance(&mut self, at: usize) -> Result<Option<Entry>> {
+        let (is_last, replaced) = (at + 1 == self.readers.len(), self.replaced);
+        let counts = |entry: &Entry| {
+            let is_kept = |dir: &Vec<u8>| {
+                !is_within(&entry.path, dir) || is_within(&entry.path, &join(dir, b"objects"))
+            };
+            is_last || replaced.iter().all(is_kept)
+        };
+        let (reader, next) = &mut self.readers[at];
+        loop {
+            let found = reader.next().transpose().map_err(|lost| lost.error)?;
+            if found.as_ref().is_none_or(counts) {
+                return Ok(std::mem::replace(next, found));
+            }
         }
-        Ok(Merging { readers })
     }
 
     /// Returns the next path.
@@ -500,10 +530,9 @@ impl<'a> Merging<'a> {
     fn take(&mut self, in_the_way: &mut dyn FnMut(&[u8])) -> Result<Option<Entry>> {
         let Some(path) = self.next_path().map(<[u8]>::to_vec) else { return Ok(None) };
         let mut taken: Option<Entry> = None;
-        for (reader, next) in &mut self.readers {
-            if next.as_ref().is_some_and(|entry| entry.path == path) {
-                let after = reader.next().transpose().map_err(|lost| lost.error)?;
-                let later = std::mem::replace(next, after);
+        for at in 0..self.readers.len() {
+            if self.readers[at].1.as_ref().is_some_and(|entry| entry.path == path) {
+                let later = self.advance(at)?;
                 taken = match (taken, later) {
                     (Some(earlier), Some(later)) => {
                         Some(directory_first(earlier, later, in_the_way))
