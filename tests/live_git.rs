@@ -628,11 +628,14 @@ fn a_default_branch_that_is_renamed_meanwhile_is_in_the_copy() {
     let sandbox = changed_meanwhile("", "a.git", "zz", rename);
     assert_eq!(said(&sandbox, "git -C copy symbolic-ref HEAD"), "refs/heads/trunk");
     // What was read twice is counted once.
-    let snapshots = sandbox.json(["snapshots"]);
-    let statistics = &snapshots[0]["statistics"];
-    let files: u64 = said(&sandbox, "find copy -type f | wc -l").parse().expect("a number");
-    assert_eq!(statistics["files_new"], files, "{statistics}");
-    assert_eq!(said(&sandbox, "git -C copy log --oneline | wc -l"), "3");
+    let back = "git -C a.git branch -m trunk main";
+    let lease = Lease::hold(&sandbox, "a.git/zz", Some(back));
+    sandbox.remove("store");
+    sandbox.run(["init"]).ok();
+    let summary = sandbox.backup(["a.git"]);
+    lease.end(&sandbox);
+    let files: u64 = said(&sandbox, "find a.git -type f | wc -l").parse().expect("a number");
+    assert_eq!(summary["files_new"], files, "{summary}");
 
     let prepare = "git -C work worktree add -q ../linked b1";
     let rename = "git -C work branch -m b1 b9";
@@ -671,6 +674,51 @@ fn objects_that_move_to_a_pool_meanwhile_are_in_its_copy() {
     assert_eq!(said(&sandbox, "git -C copy/1-pool.git symbolic-ref HEAD"), "refs/heads/trunk");
     assert_eq!(said(&sandbox, "git -C copy/1-pool.git branch --list main"), "");
     sandbox.assert_clean();
+}
+
+#[test]
+fn a_branch_that_is_deleted_and_pruned_meanwhile_breaks_nothing() {
+    for format in ["files", "reftable"] {
+        let prepare = format!(
+            "git -C a.git refs migrate --ref-format={format} || true
+            git -C a.git update-ref refs/heads/old $(echo old | git -C a.git commit-tree main^{{tree}})
+            git -C a.git repack -adq; mkdir a.git/objects/17"
+        );
+        let prune = "git -C a.git update-ref -d refs/heads/old; git -C a.git gc -q --prune=now";
+        let sandbox = changed_meanwhile(&prepare, "a.git", "objects/17/zz", prune);
+        sandbox.remove("copy/objects/17");
+        assert_eq!(said(&sandbox, "git -C copy for-each-ref | wc -l"), "4", "{format}");
+        assert_eq!(verdict(&sandbox, "copy"), Ok(()), "{format}");
+    }
+}
+
+#[test]
+fn a_repository_that_is_replaced_meanwhile_is_whole() {
+    let replace = "rm -rf s/a.git; mv new s/a.git";
+    let prepare = "mkdir s; mv a.git s; cp -R s/a.git new";
+    let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", replace);
+    assert_eq!(said(&sandbox, "git -C copy/a.git for-each-ref | wc -l"), "4");
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
+    // One that goes away is not in the snapshot.
+    let prepare = "mkdir s; mv a.git s; mv pool.git s";
+    let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", "rm -rf s/a.git");
+    assert_eq!(said(&sandbox, "ls copy"), "pool.git");
+}
+
+#[test]
+fn pools_that_appear_or_are_left_meanwhile_cost_no_objects() {
+    // The directory of the pool was listed before.
+    let join = "mkdir s/0; mv pool.git s/0/pool.git
+        echo ../../0/pool.git/objects >s/a.git/objects/info/alternates; git -C s/a.git repack -adlq";
+    let sandbox = changed_meanwhile("mkdir s; mv a.git s", "s", "a.git/zz", join);
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
+    assert_eq!(verdict(&sandbox, "copy/0/pool.git"), Ok(()));
+    // The borrower was read before.
+    let prepare = "mkdir s; mv a.git s; mv pool.git s
+        echo ../../pool.git/objects >s/a.git/objects/info/alternates; git -C s/a.git repack -adlq";
+    let leave = "git -C s/a.git repack -adq; rm s/a.git/objects/info/alternates; rm -r s/pool.git";
+    let sandbox = changed_meanwhile(prepare, "s", "pool.git/zz", leave);
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
 }
 
 #[test]
@@ -724,9 +772,8 @@ fn a_repository_without_a_quiet_moment_is_reported() {
         sandbox.write(&format!("a.git/refs/heads/x{n}"), &commit);
     }
     let shared = Arc::new(sandbox);
-    let worker = Worker::begin(&shared, |sandbox, _| {
-        let config = sandbox.read("a.git/config");
-        sandbox.write("a.git/new", config);
+    let worker = Worker::begin(&shared, |sandbox, round| {
+        sandbox.write("a.git/new", format!("[core]\n\tbare = true\n# {round}\n"));
         let [new, old] = ["a.git/new", "a.git/config"].map(|name| sandbox.path(name));
         std::fs::rename(new, old).expect("replaces the configuration");
     });

@@ -285,6 +285,21 @@ fn a_leased_file_is_read_after_the_lease_ends() {
 }
 
 #[test]
+fn leased_files_of_the_store_are_waited_for() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    let snapshots = std::fs::read_dir(sandbox.path("store/snapshots")).expect("lists");
+    let record = snapshots.map(|entry| entry.expect("is there").path()).next().expect("a record");
+    let name = record.strip_prefix(sandbox.path("")).expect("below").to_str().expect("text");
+    for name in ["store/store.json", name] {
+        let lease = Lease::hold(&sandbox, name, Some("sleep 0.2"));
+        sandbox.run(["restore", "latest", "--target", "restored"]).ok();
+        lease.end(&sandbox);
+    }
+}
+
+#[test]
 fn a_signal_stops_the_wait_for_a_lease() {
     let sandbox = Sandbox::with_store();
     let lease = Lease::hold(&sandbox, "source/leased", None);

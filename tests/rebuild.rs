@@ -1014,7 +1014,7 @@ fn settings_of_sshd_stay_and_foreign_accounts_are_named() {
         names other:x:64501:0::/:/bin/sh
         echo new > etc/ssh/sshd_config; echo newkey > etc/ssh/ssh_host_rsa_key
         $FK rebuild forge --dry-run | grep 'wiki is missing here, and its number 64501 belongs to other'
-        no $FK rebuild forge --yes > said
+        no $FK rebuild forge --yes > said 2>&1
         grep 'other accounts of this machine own restored files' said
         grep new etc/ssh/sshd_config
         grep oldkey etc/ssh/ssh_host_rsa_key

@@ -121,7 +121,7 @@ pub enum Phase {
     Packs,
     /// `objects/info/commit-graph` and `objects/info/commit-graphs/`.
     CommitGraphs,
-    /// `lfs/` and `modules/`: files and repositories that commits name.
+    /// `annex/`, `lfs/` and `modules/`: files and repositories that commits name.
     Attached,
 }
 
@@ -137,8 +137,8 @@ impl Phase {
         Phase::Attached,
     ];
 
-    /// Returns the directory that holds everything of this phase but the reftables of linked work
-    /// trees, relative to the git directory.
+    /// Returns the directory that holds everything of this phase but what belongs to linked work trees,
+    /// relative to the git directory.
     pub fn begins_in(self) -> &'static [u8] {
         match self {
             Phase::Settings | Phase::PackedRefs | Phase::Attached => b"",
@@ -154,12 +154,12 @@ impl Phase {
         match (parts.next().unwrap_or_default(), parts.next()) {
             (b"refs", Some(_)) => Phase::LooseRefs,
             (b"packed-refs" | b"reftable", _) => Phase::PackedRefs,
-            (b"lfs" | b"modules", _) => Phase::Attached,
-            (b"worktrees", Some(_))
-                if parts.next() == Some(b"reftable") && parts.next().is_some() =>
-            {
-                Phase::PackedRefs
-            }
+            (b"annex" | b"lfs" | b"modules", _) => Phase::Attached,
+            (b"worktrees", Some(_)) => match (parts.next(), parts.next()) {
+                (Some(b"reftable"), Some(_)) => Phase::PackedRefs,
+                (Some(b"modules"), Some(_)) => Phase::Attached,
+                _ => Phase::Settings,
+            },
             (b"objects", Some(b"pack")) => Phase::Packs,
             (b"objects", Some(fan_out)) if is_fan_out(fan_out) => Phase::LooseObjects,
             (b"objects", Some(b"info"))
@@ -290,6 +290,9 @@ mod tests {
             ("worktrees/x", Phase::Settings),
             ("lfs/objects/aa", Phase::Attached),
             ("modules/x/HEAD", Phase::Attached),
+            ("annex/objects/x", Phase::Attached),
+            ("worktrees/x/modules", Phase::Settings),
+            ("worktrees/x/modules/y/HEAD", Phase::Attached),
         ] {
             assert_eq!(Phase::of(path.as_bytes()), phase, "{path}");
         }

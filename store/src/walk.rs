@@ -154,6 +154,15 @@ impl Excluded {
         !is_named && self.is_out(path, inner, scope.wanted)
     }
 
+    /// Returns true if a path below `top`, or a directory on the way to it, is skipped by its name.
+    pub fn skips_below(&self, top: &[u8], path: &[u8]) -> bool {
+        let is_skipped = |path: &[u8]| {
+            let is_named = self.named.has(path) || self.named.is_below(path);
+            !is_named && self.is_out(path, None, Wanted::All)
+        };
+        ends(path).filter(|end| *end > top.len()).any(|end| is_skipped(&path[..end]))
+    }
+
     /// Like [`Excluded::has`], for a path that is not named and does not lead to a named path.
     fn is_out(&self, path: &[u8], inner: Option<&[u8]>, wanted: Wanted) -> bool {
         match wanted {

@@ -10,7 +10,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Creates the file `path` and leases it. As soon as another process wants the file, runs the
+    /// Leases the file `path`, and creates it if it is missing. As soon as another process wants the file, runs the
     /// shell command `on_break` and then ends the lease. Without a command, the lease stays.
     pub fn hold(sandbox: &Sandbox, path: &str, on_break: Option<&str>) -> Lease {
         let (ready, over) = (format!("{path}.ready"), sandbox.text(&format!("{path}.over")));
@@ -28,7 +28,9 @@ while not os.path.exists(over):
     time.sleep(0.02)
 os.remove(over)
 ";
-        sandbox.write(path, "leased");
+        if !sandbox.has(path) {
+            sandbox.write(path, "leased");
+        }
         let arguments = [path, &ready, &over, on_break.unwrap_or_default()];
         let holder = sandbox.tool("python3").args(["-c", script]).args(arguments).start();
         while !sandbox.has(&ready) {

@@ -15,6 +15,11 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a lease. The kernel lets a client keep it for 45 seconds by default.
+const LEASE_WAIT: Duration = Duration::from_secs(60);
+const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Directory of files that are not published yet.
 const UNPUBLISHED: &str = "tmp";
@@ -411,7 +416,15 @@ fn is_without_operation(error: Errno) -> bool {
 /// pipe.
 pub(crate) fn open_regular(path: &Path, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
+    let began = Instant::now();
+    let open = || loop {
+        match rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
+            // A client of a file server has a lease. The attempt itself asks for it.
+            Err(Errno::AGAIN) if began.elapsed() < LEASE_WAIT => std::thread::sleep(LEASE_PAUSE),
+            opened => return opened,
+        }
+    };
+    let file = match open() {
         Err(Errno::LOOP) if flags.contains(OFlags::NOFOLLOW) => {
             return Err(io::Error::other("it is a symbolic link"));
         }

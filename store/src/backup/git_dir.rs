@@ -16,10 +16,13 @@ use crate::source::{self, Stat};
 use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A new pack is compared with a pack that stays only if that one is at most this many times
 /// larger. Otherwise every push would be compared with all older packs.
@@ -31,6 +34,11 @@ const OPEN_FILES_MAX: usize = 512;
 const ROUNDS_MAX: usize = 100;
 /// Maximum number of times that a git directory is read because its [`git::GUIDES`] change.
 const READINGS_MAX: usize = 10;
+/// Pause before a directory that is being replaced is read again.
+const REPLACED_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of times because references changed while packs went away. In a busy repository
+/// they always do.
+const REFERENCES_READINGS_MAX: usize = 3;
 /// Maximum bytes of one of these files that are compared.
 const GUIDE_BYTES_MAX: u64 = 64 << 10;
 /// Maximum depth of git directories inside each other that are read in order.
@@ -66,7 +74,11 @@ fn read_inner(
     send: impl FnMut(Vec<Entry>) -> bool,
 ) -> Result<()> {
     let runs = EntryRuns::new(ingest.packer().workspace());
-    let dir = match source::open_dir_below(root.dir.as_fd(), root.relative(&found.path)) {
+    let open = || -> io::Result<Arc<Root>> {
+        let dir = source::open_dir_below(root.dir.as_fd(), root.relative(&found.path))?;
+        Ok(Arc::new(Root { tree_path: found.path.clone(), dir }))
+    };
+    let dir = match open() {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
@@ -80,7 +92,7 @@ fn read_inner(
         recheck,
         path: &found.path,
         depth,
-        root: &Root { tree_path: found.path.clone(), dir },
+        root: dir,
         previous: in_memory(recheck, &found.path, *previous),
         is_streamed,
         streamed: None,
@@ -89,7 +101,9 @@ fn read_inner(
         is_plain: false,
         begun: HashSet::new(),
         guides: BTreeMap::new(),
-        linked_reftables: Vec::new(),
+        linked: Vec::new(),
+        references: Default::default(),
+        packs_were_kept: true,
         packs_read: HashMap::new(),
         reported: HashSet::new(),
     };
@@ -98,17 +112,26 @@ fn read_inner(
         reading.begin();
         reading.take_below(Some(root), found)?;
         reading.references_and_objects()?;
-        match reading.changed_guide() {
+        match reading.changed() {
             None => break,
-            Some(path) if readings == READINGS_MAX => {
+            // The copy may have a reference to a commit that is gone, as git itself had.
+            Some(Changed::References) if readings >= REFERENCES_READINGS_MAX => break,
+            Some(Changed::Guide(path)) if readings == READINGS_MAX => {
                 reading.unreadable(&path, &io::Error::other("it kept changing during the backup"));
                 break;
             }
             Some(_) => {}
         }
+        // Another directory may have taken its place.
+        match open() {
+            Ok(dir) => reading.root = dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Read on as long as it is open.
+            Err(_) => {}
+        }
     }
-    ingest.lenders.note(reading.root);
-    reading.plain(Phase::Attached)?;
+    ingest.lenders.note(&reading.root);
+    reading.attached()?;
     reading.runs.merge(reading.entries.into_values(), send)
 }
 
@@ -136,7 +159,7 @@ struct Reading<'a, 'b> {
     path: &'a [u8],
     /// Number of git directories around this one.
     depth: usize,
-    root: &'a Root,
+    root: Arc<Root>,
     /// Entries of the previous snapshot that are held in memory.
     previous: HashMap<Vec<u8>, Entry>,
     /// True if the other entries of the previous snapshot are too many for memory.
@@ -153,8 +176,12 @@ struct Reading<'a, 'b> {
     begun: HashSet<&'static [u8]>,
     /// State of each of [`git::GUIDES`], and of the same files of linked work trees, by path.
     guides: BTreeMap<Vec<u8>, Guide>,
-    /// Reftables of linked work trees, relative to the git directory.
-    linked_reftables: Vec<Vec<u8>>,
+    /// Directories of linked work trees, relative to the git directory.
+    linked: Vec<Vec<u8>>,
+    /// Hashes of the names, sizes and times of loose and of packed references.
+    references: [DefaultHasher; 2],
+    /// True if no pack went away during the reading.
+    packs_were_kept: bool,
     /// Packs that an earlier reading has read, by path.
     packs_read: HashMap<Vec<u8>, (Stat, Entry)>,
     /// Paths already reported, because repeated listings fail again.
@@ -171,7 +198,8 @@ impl Reading<'_, '_> {
         self.entries.clear();
         self.runs = EntryRuns::new(self.ingest.packer().workspace());
         self.begun.clear();
-        self.linked_reftables.clear();
+        self.linked.clear();
+        self.references = Default::default();
         self.guides.clear();
         for name in git::GUIDES {
             self.note_guide(join(self.path, name));
@@ -182,13 +210,55 @@ impl Reading<'_, '_> {
     fn references_and_objects(&mut self) -> Result<()> {
         let graphs = self.scan(PhaseScan::of(Phase::CommitGraphs)).0;
         let packs = self.scan(PhaseScan::of(Phase::Packs)).0;
-        self.plain(Phase::Settings)?;
-        self.plain(Phase::LooseRefs)?;
+        self.plain(PhaseScan::of(Phase::Settings))?;
+        self.plain(PhaseScan::of(Phase::LooseRefs))?;
         self.packed_refs()?;
-        self.plain(Phase::LooseObjects)?;
+        self.plain(PhaseScan::of(Phase::LooseObjects))?;
         let packs_after = self.packs()?;
-        let kept = packs.iter().all(|pack| packs_after.contains(&pack.path));
-        self.commit_graphs(&graphs, kept)
+        self.packs_were_kept = packs.iter().all(|pack| packs_after.contains(&pack.path));
+        self.commit_graphs(&graphs)
+    }
+
+    /// Reads what commits name.
+    fn attached(&mut self) -> Result<()> {
+        self.plain(PhaseScan::of(Phase::Attached))?;
+        for linked in std::mem::take(&mut self.linked) {
+            let begins_in = join(&linked, b"modules");
+            self.plain(PhaseScan { begins_in: &begins_in, ..PhaseScan::of(Phase::Attached) })?;
+        }
+        Ok(())
+    }
+
+    /// Returns what changed during the reading so that the copy may not be whole.
+    fn changed(&mut self) -> Option<Changed> {
+        if let Some(path) = self.changed_guide() {
+            return Some(Changed::Guide(path));
+        }
+        let head = source::stat_at(self.dir().as_fd(), b"HEAD");
+        if head.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            // It is being deleted, and perhaps replaced.
+            std::thread::sleep(REPLACED_PAUSE);
+            return Some(Changed::Guide(join(self.path, b"HEAD")));
+        }
+        // Housekeeping drops objects of references that are gone.
+        let dropped = !self.packs_were_kept && self.have_references_changed();
+        dropped.then_some(Changed::References)
+    }
+
+    fn have_references_changed(&self) -> bool {
+        let hash = |phase| {
+            let mut hash = DefaultHasher::new();
+            let (dir, path, exclude) = (self.dir().as_fd(), self.path, self.ingest.exclude);
+            walk::scan_phase(dir, path, PhaseScan::of(phase), exclude, &mut |item| {
+                if let Scanned::Found(found) = item {
+                    add_reference(&mut hash, &found);
+                }
+                ControlFlow::Continue(())
+            });
+            hash.finish()
+        };
+        let [loose, packed] = &self.references;
+        loose.finish() != hash(Phase::LooseRefs) || packed.finish() != hash(Phase::PackedRefs)
     }
 
     /// Notes the state of a file that must stay as it is.
@@ -226,7 +296,7 @@ impl Reading<'_, '_> {
     /// continues.
     fn scan(&mut self, of: PhaseScan<'_>) -> (Vec<Found>, bool) {
         let (mut found, mut has_gaps) = (Vec::new(), false);
-        let (root, path, exclude) = (self.root, self.path, self.ingest.exclude);
+        let (root, path, exclude) = (Arc::clone(&self.root), self.path, self.ingest.exclude);
         walk::scan_phase(root.dir.as_fd(), path, of, exclude, &mut |item| {
             match item {
                 Scanned::Found(item) => found.push(item),
@@ -261,10 +331,11 @@ impl Reading<'_, '_> {
 
     /// Reads a phase whose files need no order among themselves. Lists a small one as a whole before
     /// it reads the first file.
-    fn plain(&mut self, phase: Phase) -> Result<()> {
-        let (root, path, exclude) = (self.root, self.path, self.ingest.exclude);
+    fn plain(&mut self, of: PhaseScan<'_>) -> Result<()> {
+        let phase = of.phase;
+        let (root, path, exclude) = (Arc::clone(&self.root), self.path, self.ingest.exclude);
         if self.is_streamed {
-            let begins_in = match phase.begins_in() {
+            let begins_in = match of.begins_in {
                 b"" => path.to_vec(),
                 begins_in => join(path, begins_in),
             };
@@ -273,7 +344,7 @@ impl Reading<'_, '_> {
         self.runs.begin();
         self.is_plain = true;
         let with_inner = self.depth == INNER_DEPTH_MAX;
-        let of = PhaseScan { with_inner, ..PhaseScan::of(phase) };
+        let of = PhaseScan { with_inner, ..of };
         let (mut listed, mut done) = (Vec::new(), Ok(()));
         walk::scan_phase(root.dir.as_fd(), path, of, exclude, &mut |item| {
             match item {
@@ -306,6 +377,9 @@ impl Reading<'_, '_> {
                 self.take_inner(&found)?;
                 continue;
             }
+            if phase == Phase::LooseRefs {
+                add_reference(&mut self.references[0], &found);
+            }
             if phase == Phase::LooseRefs
                 && found.stat.kind == EntryKind::File
                 && found.stat.size == 0
@@ -336,7 +410,8 @@ impl Reading<'_, '_> {
             Below::All(self.previous.values().filter(is_below).cloned().collect())
         };
         let previous = Box::new(PreviousGitDir { own, below });
-        let (ingest, recheck, root, depth) = (self.ingest, self.recheck, self.root, self.depth + 1);
+        let (ingest, recheck, depth) = (self.ingest, self.recheck, self.depth + 1);
+        let root = &*self.root;
         let mut done = Ok(());
         let runs = &mut self.runs;
         read_inner(ingest, recheck, root, found, previous, depth, |entries| {
@@ -365,7 +440,7 @@ impl Reading<'_, '_> {
                 self.keep_unchanged(self.recheck.refreshed(&found.stat, previous))
             }
             previous => {
-                let root = root.unwrap_or(self.root);
+                let root = root.unwrap_or(&*self.root);
                 let entry = self.ingest.entry(root, found, previous.as_ref())?;
                 self.keep(entry)
             }
@@ -402,8 +477,9 @@ impl Reading<'_, '_> {
         let Some(entry) = entry else { return Ok(()) };
         let inner = self.root.relative(&entry.path);
         if entry.kind == EntryKind::Directory {
-            if git::linked_work_tree(inner, b"reftable").is_some() {
-                self.linked_reftables.push(inner.to_vec());
+            let of = inner.strip_prefix(b"worktrees/");
+            if of.is_some_and(|name| !name.is_empty() && !name.contains(&b'/')) {
+                self.linked.push(inner.to_vec());
             }
             let begins_in = Phase::ALL.map(Phase::begins_in);
             self.begun.extend(begins_in.into_iter().find(|begins_in| *begins_in == inner));
@@ -423,10 +499,10 @@ impl Reading<'_, '_> {
 
     fn packed_refs(&mut self) -> Result<()> {
         self.packed_refs_of(b"", PhaseScan::of(Phase::PackedRefs))?;
-        for reftable in std::mem::take(&mut self.linked_reftables) {
-            let own = git::linked_work_tree(&reftable, b"reftable").unwrap_or_default();
-            let of = PhaseScan { begins_in: &reftable, ..PhaseScan::of(Phase::PackedRefs) };
-            self.packed_refs_of(own, of)?;
+        for own in self.linked.clone() {
+            let begins_in = join(&own, b"reftable");
+            let of = PhaseScan { begins_in: &begins_in, ..PhaseScan::of(Phase::PackedRefs) };
+            self.packed_refs_of(&own, of)?;
         }
         Ok(())
     }
@@ -437,6 +513,11 @@ impl Reading<'_, '_> {
         let mut last = None;
         for round in 1.. {
             let (found, _) = self.scan(of);
+            if own.is_empty() {
+                let mut hash = DefaultHasher::new();
+                found.iter().for_each(|found| add_reference(&mut hash, found));
+                self.references[1] = hash;
+            }
             let list = match self.take_refs_of(&reftable, &found, false)? {
                 Refs::Complete => return Ok(()),
                 Refs::LackTables(list) => list,
@@ -611,11 +692,11 @@ impl Reading<'_, '_> {
 
     /// Adds the commit-graphs if they are unchanged since `before` and no pack went away. All
     /// commits that they name are then in the copy.
-    fn commit_graphs(&mut self, before: &[Found], packs_were_kept: bool) -> Result<()> {
+    fn commit_graphs(&mut self, before: &[Found]) -> Result<()> {
         let (now, is_whole) = self.scan(PhaseScan::of(Phase::CommitGraphs));
         let files = || now.iter().filter(|found| found.stat.kind == EntryKind::File);
         let mut open = Vec::new();
-        let mut is_as_listed = is_whole && packs_were_kept && now == before;
+        let mut is_as_listed = is_whole && self.packs_were_kept && now == before;
         for found in files() {
             match self.open(found) {
                 Ok(file) => {
@@ -799,6 +880,13 @@ impl Reading<'_, '_> {
     }
 }
 
+/// Adds a file of references to a hash.
+fn add_reference(hash: &mut DefaultHasher, Found { path, stat }: &Found) {
+    if stat.kind == EntryKind::File {
+        (path, stat.size, stat.mtime.seconds, stat.mtime.nanoseconds).hash(hash);
+    }
+}
+
 /// Returns the content of a reftable's list of tables.
 fn table_list(file: &File) -> io::Result<Vec<u8>> {
     let mut text = vec![0; source::stat_open(file)?.size.min(TABLE_LIST_BYTES) as usize];
@@ -843,6 +931,14 @@ enum Refs {
     Complete,
     /// Tables in the list are missing. Holds the list's metadata if it could be opened.
     LackTables(Option<Stat>),
+}
+
+/// What changed during a reading.
+enum Changed {
+    /// A file that decides how the others are understood, by its path.
+    Guide(Vec<u8>),
+    /// References, while packs went away.
+    References,
 }
 
 /// Size and first bytes of a file that decides how others are understood; `None` if it is missing or

@@ -3,6 +3,7 @@
 use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
 use super::ingest::{FileContent, Ingest, IngestError};
+use super::lenders::{self, Borrowers};
 use super::previous::{Comparison, Previous, Recheck};
 use super::roots::{Roots, Source};
 use super::run::{BackupState, Totals};
@@ -10,7 +11,7 @@ use super::{BackupOptions, Report, inside_of, named, outside, pipeline, survey, 
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, is_within, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::{SourceGlobs, ends};
+use crate::glob::SourceGlobs;
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
@@ -83,6 +84,7 @@ struct PassRead {
     tree: (ChunkId, Totals),
     /// Git directories from which others borrow objects, as paths in a tree.
     lenders: Vec<Vec<u8>>,
+    borrowers: Borrowers,
 }
 
 /// Tree with which a pass compares.
@@ -200,37 +202,43 @@ impl<'a> Backup<'a> {
             self.run.counters.report_unreadable(store.observer(), &path, error);
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
-        let PassRead { tree, lenders } = self.pass(&tops, &exclude, self.before, self.is_whole)?;
-        self.has_content |= tree.1.entries > shell.len() as u64;
-        self.trees.push(tree);
-        self.read_lenders(lenders, &tops, &exclude)
+        let read = self.pass(&tops, &exclude, self.before, self.is_whole)?;
+        self.has_content |= read.tree.1.entries > shell.len() as u64;
+        self.trees.push(read.tree);
+        self.read_lenders(read, &tops, &exclude)
     }
 
     /// Reads the git directories again from which others borrow objects, if they changed since.
-    /// Theirs are needed as they were after the last borrower.
+    /// Theirs are needed as they were after the last borrower. Also reads borrowers again that have
+    /// other lenders by then.
     fn read_lenders(
         &mut self,
-        mut lenders: Vec<Vec<u8>>,
+        PassRead { lenders, mut borrowers, .. }: PassRead,
         tops: &[Source],
         exclude: &Excluded,
     ) -> Result<()> {
         if self.options.is_dry {
             return Ok(()); // nobody can compare with its tree
         }
+        let mut again = lenders;
         for _ in 0..LENDERS_DEPTH_MAX {
             // Another pass reads those that were left out.
-            let is_left = |path: &[u8]| ends(path).any(|end| exclude.leave.contains(&path[..end]));
-            lenders.retain(|path| tops.iter().any(|top| is_within(path, &top.path)));
-            lenders.retain(|path| !is_left(path));
-            if lenders.is_empty() {
+            again.retain(|path| {
+                let mut around = tops.iter().filter(|top| is_within(path, &top.path));
+                around.any(|top| !exclude.skips_below(&top.path, path))
+            });
+            if again.is_empty() {
+                again = lenders::changed(&borrowers);
+            }
+            if again.is_empty() {
                 return Ok(());
             }
+            let paths: Vec<PathBuf> = again.iter().map(|path| super::absolute(path)).collect();
+            let Ok(Roots { tops, .. }) = Roots::look(&paths) else {
+                again = Vec::new(); // gone, and in the tree
+                continue;
+            };
             let root = self.tree()?;
-            let mut read = Lookup::new(&root, self.run.store);
-            lenders.retain(|path| matches!(read.at(&join(path, b"HEAD")), Ok(Some(_))));
-            let paths: Vec<PathBuf> = lenders.iter().map(|path| super::absolute(path)).collect();
-            // One that is gone by now is in the tree.
-            let Ok(Roots { tops, .. }) = Roots::look(&paths) else { return Ok(()) };
             let (started, ended) = (self.run.start, (self.options.about.clock)());
             let before = Before { root, started, ended, is_taken_over: true };
             let counters = &self.run.counters;
@@ -239,10 +247,10 @@ impl<'a> Backup<'a> {
             let done = self.pass(&tops, exclude, Some(before), true);
             let counters = &self.run.counters;
             counters.set_again(was_again);
-            let again = match done {
-                // It was read before.
+            let read = match done {
                 Err(Error::Source { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    return Ok(());
+                    again = Vec::new();
+                    continue;
                 }
                 Err(Error::Source { path, source }) => {
                     let path = super::tree_path(&path);
@@ -251,16 +259,19 @@ impl<'a> Backup<'a> {
                 }
                 done => done?,
             };
+            borrowers.retain(|path, _| !again.contains(path));
+            borrowers.extend(read.borrowers);
             if counters.changes() == changes {
-                return Ok(());
+                again = Vec::new();
+                continue;
             }
-            self.trees.push(again.tree);
+            self.trees.push(read.tree);
             if self.unreadable_count() == unreadable {
-                self.replaced = lenders;
+                self.replaced = again;
                 self.tree()?;
                 self.replaced.clear();
             }
-            lenders = again.lenders;
+            again = read.lenders;
         }
         Ok(())
     }
@@ -304,7 +315,8 @@ impl<'a> Backup<'a> {
             is_over.store(true, Relaxed);
             done
         })?;
-        Ok(PassRead { tree, lenders: ingest.lenders.into_paths() })
+        let (lenders, borrowers) = ingest.lenders.into_paths();
+        Ok(PassRead { tree, lenders, borrowers })
     }
 
     /// Returns the exclusion rules of a pass and adds them to the record.
@@ -506,7 +518,8 @@ impl<'a> Merging<'a> {
         let (is_last, replaced) = (at + 1 == self.readers.len(), self.replaced);
         let counts = |entry: &Entry| {
             let is_kept = |dir: &Vec<u8>| {
-                !is_within(&entry.path, dir) || is_within(&entry.path, &join(dir, b"objects"))
+                let is_in = |inner: &[u8]| is_within(&entry.path, &join(dir, inner));
+                !is_within(&entry.path, dir) || is_in(b"objects") && !is_in(b"objects/info")
             };
             is_last || replaced.iter().all(is_kept)
         };
