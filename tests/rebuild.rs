@@ -980,7 +980,7 @@ fn a_rebuild_does_not_continue_on_another_disk() {
         touch starts
         no $FK rebuild forge --yes 2> refused
         cat refused
-        grep 'since the rebuild began: .*/data$' refused
+        grep 'since the rebuild began: [^ ,]*/data$' refused
         umount data
         $FK rebuild forge --yes
         grep content data/f";

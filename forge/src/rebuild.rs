@@ -311,7 +311,12 @@ impl Rebuild<'_, '_> {
         match self.record.mounts().filter(|_| self.record.is_continued) {
             Some(known) if *known != mounts => {
                 // What was moved or restored is on the file system of then.
-                let changed = known.symmetric_difference(&mounts).cloned().collect();
+                let changed: Vec<&PathBuf> = known.symmetric_difference(&mounts).collect();
+                // The one around it is only the next that holds the path.
+                let is_inner = |path: &&PathBuf| {
+                    !changed.iter().any(|other| other != path && other.starts_with(path))
+                };
+                let changed = changed.iter().copied().filter(is_inner).cloned().collect();
                 return Err(Error::OtherMounts { changed, instance: job.instance.into() });
             }
             _ => self.record.set_mounts(mounts),
