@@ -57,6 +57,8 @@ mod owner_maps;
 mod owners;
 /// Loss of power at any moment.
 mod power_loss;
+/// Deleting data that no snapshot needs.
+mod prune;
 /// A fault of one source path costs only that path.
 mod reading;
 /// Whole instances from a snapshot.

@@ -1,5 +1,5 @@
 //! Concurrent work on one store: backups, checks, restores, kills, snapshots that are tagged, pinned
-//! and forgotten, and an index that is deleted or rebuilt. Nothing is lost, and no command reports false damage.
+//! and forgotten, prunes, and an index that is deleted or rebuilt. Nothing is lost, and no command reports false damage.
 
 use crate::support::sandbox::{Dice, Outcome, Sandbox};
 use crate::support::tree::{Ignore, compare_ignoring};
@@ -94,7 +94,7 @@ fn soak(length: Duration) {
     let first = sandbox.snapshot_ids().remove(0);
     let end = Instant::now() + length;
     let is_over = || Instant::now() >= end;
-    let [backups, kills, checks, restores, forgets, rebuilds] = <[Count; 6]>::default();
+    let [backups, kills, checks, restores, forgets, prunes, rebuilds] = <[Count; 7]>::default();
     let sandbox = &sandbox;
     let rest = |dice: &mut Dice, most_ms: u64| {
         std::thread::sleep(Duration::from_millis(dice.below(most_ms)));
@@ -158,7 +158,7 @@ fn soak(length: Duration) {
                 if lines.code() == Some(0) {
                     let lines = lines.json();
                     let any = &lines[dice.below(lines.len() as u64) as usize]["id"];
-                    let any = any.as_str().expect("an id");
+                    let any = any.as_str().unwrap_or_else(|| panic!("no id: {lines:?}"));
                     forgets.add(sandbox.run(["tag", &first, "--add", &dice.below(5).to_string()]));
                     forgets.add(sandbox.run([
                         "tag",
@@ -179,6 +179,20 @@ fn soak(length: Duration) {
             }
         });
         scope.spawn(|| {
+            let mut dice = Dice::new(48);
+            while !is_over() {
+                if dice.below(4) == 0 {
+                    let mut run = sandbox.forgekeep(["prune"]).start();
+                    rest(&mut dice, 300);
+                    run.kill();
+                    run.wait();
+                } else {
+                    prunes.add(sandbox.run(["prune"]));
+                }
+                rest(&mut dice, 200);
+            }
+        });
+        scope.spawn(|| {
             let mut dice = Dice::new(50);
             while !is_over() {
                 rest(&mut dice, 3000);
@@ -194,10 +208,13 @@ fn soak(length: Duration) {
             }
         });
     });
-    let figures = [&backups, &kills, &checks, &restores, &forgets, &rebuilds].map(Count::figures);
-    println!("done and locked: backups, kills, checks, restores, forgets, rebuilds: {figures:?}");
+    let figures =
+        [&backups, &kills, &checks, &restores, &forgets, &prunes, &rebuilds].map(Count::figures);
+    println!(
+        "done and locked: backups, kills, checks, restores, forgets, prunes, rebuilds: {figures:?}"
+    );
     for (kind, (done, _)) in
-        ["backups", "kills", "checks", "restores", "forgets"].iter().zip(figures)
+        ["backups", "kills", "checks", "restores", "forgets", "prunes"].iter().zip(figures)
     {
         assert!(done > 0, "no {kind}: {figures:?}");
     }

@@ -203,11 +203,12 @@ fn directories_without_sync_support_cause_one_warning() {
     let snapshots = ["store/snapshots"];
     let outcome = traced(&sandbox, "fsync:error=EIO", &snapshots, &["backup", "source"]);
     outcome.fails(1, &["snapshots/", "may not survive a power loss", "`forgekeep snapshots`"]);
-    assert_eq!(sandbox.snapshot_ids().len(), 5);
+    // The snapshot of a failed backup does not count.
+    assert_eq!(sandbox.snapshot_ids().len(), 4);
     sandbox.write("source/a", Dice::new(2).bytes(100_000));
     let outcome = traced(&sandbox, "fsync:error=ENOSPC", &paths, &["backup", "source"]);
     outcome.fails(1, &["segments/", "may not survive a power loss"]);
-    assert_eq!(sandbox.snapshot_ids().len(), 5);
+    assert_eq!(sandbox.snapshot_ids().len(), 4);
     sandbox.backup(["source"]);
     sandbox.assert_clean();
 }

@@ -22,6 +22,7 @@ mod notify;
 mod owner_options;
 mod pin;
 mod projects;
+mod prune;
 mod rebuild;
 mod recover;
 mod reference;
@@ -202,6 +203,7 @@ pub enum Command {
     Backup(backup::Backup),
     Snapshots(snapshots::Snapshots),
     Forget(forget::Forget),
+    Prune(prune::Prune),
     Pin(pin::Pin),
     Unpin(unpin::Unpin),
     Tag(tag::Tag),
@@ -259,6 +261,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Backup(command) => command.run(global, ui),
         Command::Snapshots(command) => command.run(global, ui),
         Command::Forget(command) => command.run(global, ui),
+        Command::Prune(command) => command.run(global, ui),
         Command::Pin(command) => command.run(global, ui),
         Command::Unpin(command) => command.run(global, ui),
         Command::Tag(command) => command.run(global, ui),

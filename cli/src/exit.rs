@@ -217,6 +217,15 @@ fn hint(error: &Error) -> Option<String> {
             "check the disk, then run the same command again: it goes on with what is left".into()
         }
         Error::Forgotten(_) => "`forgekeep snapshots` lists the others".into(),
+        Error::Fenced => {
+            "run the backup again; check why the machine stood still for so long".into()
+        }
+        Error::NoSnapshots(_) => {
+            "nothing was deleted; check the directory snapshots, or delete the whole store".into()
+        }
+        Error::SharedFileSystem(_) => {
+            "run it with --only-this-machine if no other machine writes to the store".into()
+        }
         Error::Pinned(id) => {
             let id = id.short();
             format!("nothing more was deleted; `forgekeep unpin {id}` removes the pin")

@@ -72,6 +72,7 @@ lines! {
     "pin, unpin, tag" "annotated" Annotated<'_>,
     "projects" "project" ProjectLine<'_>,
     "projects" "summary" ProjectSummary,
+    "prune" "summary" PruneSummary<'_>,
     "rebuild" "stage" RebuildStage<'_>,
     "rebuild" "moved" MovedAside<'_>,
     "rebuild" "summary" RebuildSummary<'_>,
@@ -1007,6 +1008,31 @@ pub struct ForgetSummary<'a> {
     pub stay: usize,
     /// Number of deleted snapshots, or of those that a dry run would delete.
     pub forgotten: u64,
+}
+
+/// Result of a prune.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PruneSummary<'a> {
+    /// Path of the store.
+    pub store: &'a str,
+    /// True if nothing was deleted because of `--dry-run`.
+    pub dry_run: bool,
+    /// True if nothing was deleted because backups still ran.
+    pub postponed: bool,
+    /// Names of the machines on which they ran.
+    pub waited_for: &'a [String],
+    /// Number of snapshots, all of which keep their data.
+    pub snapshots: u64,
+    /// All segments at the start.
+    pub segments: store::prune::Segments,
+    /// Segments that the plan deletes.
+    pub planned: store::prune::Segments,
+    /// Deleted segments.
+    pub deleted: store::prune::Segments,
+    /// Bytes of chunks that no snapshot needs, in segments that stay.
+    pub left_bytes: u64,
+    /// Number of segments that could not be deleted.
+    pub undeletable: u64,
 }
 
 /// A snapshot whose pin or tags were to be changed.

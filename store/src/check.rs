@@ -17,12 +17,13 @@ use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::index::RowSum;
 use crate::limits;
 use crate::observe::Event;
+use crate::reach;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot, Stamp};
 use crate::store::shard_dir;
 use crate::store::{SEGMENTS_DIR, Store};
-use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
+use crate::tree::{Lost, Place, Span, TreeReader};
 use crate::workspace::INDEX_FILE;
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -278,6 +279,8 @@ struct Check<'a> {
     row_sums: HashMap<i64, RowSum>,
     /// Number of table rows, of segments up to `last`, that the index locates.
     indexed: AtomicU64,
+    /// Numbers of the segments whose tables were compared with the index.
+    compared: Mutex<HashSet<i64>>,
     bytes_read: AtomicU64,
     segments_read: AtomicU64,
     /// Number of segments with a different copy of `store.json`.
@@ -339,6 +342,7 @@ impl<'a> Check<'a> {
             last: None,
             row_sums: HashMap::new(),
             indexed: AtomicU64::new(0),
+            compared: Mutex::default(),
             bytes_read: AtomicU64::new(0),
             segments_read: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
@@ -389,7 +393,7 @@ impl Check<'_> {
     fn snapshots(&mut self) -> Result<Vec<(SnapshotId, Snapshot)>> {
         let backend = &*self.store.backend;
         let mut snapshots = Vec::new();
-        for id in snapshot::list(backend)? {
+        for id in self.store.snapshot_ids()? {
             let object = Object::Snapshot(id);
             match Snapshot::read(backend, self.store.codec, &id) {
                 Ok((snapshot, is_whole)) => {
@@ -399,7 +403,7 @@ impl Check<'_> {
                     self.entries.insert(id, snapshot.statistics.entries);
                     snapshots.push((id, snapshot));
                 }
-                Err(_) if !snapshot::list(backend)?.contains(&id) => {} // removed meanwhile
+                Err(_) if !self.store.snapshot_ids()?.contains(&id) => {} // removed meanwhile
                 Err(error) if error.is_transient() => return Err(error),
                 Err(Error::Newer { .. }) => self.report.newer.push(id),
                 Err(error) => {
@@ -467,14 +471,23 @@ impl Check<'_> {
             progress.add(1, 0);
             Ok(())
         })?;
-        self.rows_too_many();
+        self.rows_too_many()?;
         self.row_sums = HashMap::new();
         Ok(())
     }
 
     /// Compares the number of rows in the index with the number that the tables led to.
-    fn rows_too_many(&self) {
-        let in_index: u64 = self.row_sums.values().map(|sum| sum.rows).sum();
+    fn rows_too_many(&self) -> Result<()> {
+        let Some(ids) = self.of_index(self.store.index.numbers())? else { return Ok(()) };
+        let compared = self.compared.lock();
+        let mut in_index: u64 = 0;
+        for (number, sum) in &self.row_sums {
+            // A prune may have deleted the segment meanwhile, and its rows before.
+            let id = ids.get(number);
+            if compared.contains(number) || id.is_some_and(|id| self.has_file(id)) {
+                in_index += sum.rows;
+            }
+        }
         let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
         let is_unlisted = |damage: &Damage| {
             matches!(damage.object, Object::Segment(_) | Object::Segments | Object::Shard(_))
@@ -483,6 +496,7 @@ impl Check<'_> {
             let reason = format!("it lists {too_many} of {in_index} chunks in wrong places");
             self.damage(Object::Index, reason);
         }
+        Ok(())
     }
 
     fn segment(&self, id: &SegmentId, len: u64) -> Result<()> {
@@ -511,6 +525,12 @@ impl Check<'_> {
             self.bytes_read.fetch_add(len, Relaxed);
         }
         Ok(())
+    }
+
+    /// Returns true unless a segment does not exist.
+    fn has_file(&self, id: &SegmentId) -> bool {
+        let len = self.store.backend.len(&segment::file_name(id));
+        !len.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     }
 
     /// Returns true if a segment was removed after it was listed. The trees show the resulting
@@ -582,6 +602,7 @@ impl Check<'_> {
             // Published after the check began: its writer adds it to the index.
             return Ok(());
         };
+        self.compared.lock().insert(number);
         if self.row_sums.get(&number).copied().unwrap_or_default() == RowSum::of(rows) {
             self.indexed.fetch_add(rows.len() as u64, Relaxed);
             return Ok(());
@@ -737,47 +758,12 @@ impl Check<'_> {
                 }
                 Some(error) => Err(error),
             };
-            self.pages(&snapshot.root.chunk(), &mut whole_pages, &examine)?;
+            let progress = self.store.observer().progress();
+            reach::pages(&snapshot.root.chunk(), self, &mut whole_pages, progress, &examine)?;
             self.losses.lock().kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
         }
         self.missing_chunks();
         Ok(())
-    }
-
-    /// Examines the leaves and the unreadable index pages of a tree, except `known` ones. `examine`
-    /// gets the error of an unreadable page, and returns true if a page is whole. Adds whole pages to
-    /// `known`. Returns true if all are whole.
-    fn pages(
-        &self,
-        root: &ChunkId,
-        known: &mut HashSet<u128>,
-        examine: &(dyn Fn(Place, Option<Error>) -> Result<bool> + Sync),
-    ) -> Result<bool> {
-        let mut entered = Vec::new();
-        let parts =
-            tree::outline(root, self, &|place| known.contains(&place.key()), &mut |place| {
-                entered.push(place.key())
-            });
-        let examined: Vec<(u128, bool)> = parts
-            .into_par_iter()
-            .map(|(place, part)| {
-                self.store.observer().progress().check()?;
-                let key = place.key();
-                let is_whole = match part {
-                    OutlinePart::Known => true,
-                    OutlinePart::Leaf => examine(place, None)?,
-                    OutlinePart::Lost(error) => examine(place, Some(error))?,
-                };
-                Ok((key, is_whole))
-            })
-            .collect::<Result<_>>()?;
-        let are_all_whole = examined.iter().all(|(_, is_whole)| *is_whole);
-        known.extend(examined.into_iter().filter(|(_, is_whole)| *is_whole).map(|(key, _)| key));
-        if are_all_whole {
-            // Index pages above a damaged page are opened again for the next snapshot.
-            known.extend(entered);
-        }
-        Ok(are_all_whole)
     }
 
     /// Returns the damage that makes a chunk unreadable, or `None`.
@@ -1081,7 +1067,7 @@ mod tests {
         let extents = vec![Extent::Slice { chunk, offset: 0, len: 7 }];
         file.size = 7;
         file.content = Content::Recipe(crate::recipe::Recipe { level: 0, extents });
-        let mut tree = tree::TreeWriter::default();
+        let mut tree = crate::tree::TreeWriter::default();
         tree.push(&file, &packer).expect("pushes");
         let root = tree.finish(&packer).expect("finishes");
         packer.finish().expect("finishes");

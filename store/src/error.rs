@@ -163,6 +163,17 @@ pub enum Error {
     /// The snapshot was deleted while it was used.
     #[error("snapshot {} was forgotten meanwhile", .0.short())]
     Forgotten(SnapshotId),
+    /// A prune presumed that the process of this backup was dead. Its snapshot does not count.
+    #[error("a prune took this backup for dead: no sign of it was seen for long")]
+    Fenced,
+    /// A prune would delete all data.
+    #[error("the store at {0} has no snapshots")]
+    NoSnapshots(String),
+    /// Other machines may use the file system of the store, and their listings may be stale.
+    #[error(
+        "{0} is on a file system that several machines may use: a prune is not safe beside them"
+    )]
+    SharedFileSystem(String),
     /// The snapshot must not be deleted.
     #[error("snapshot {} is pinned", .0.short())]
     Pinned(SnapshotId),

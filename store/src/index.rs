@@ -24,7 +24,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::marker::PhantomData;
@@ -34,7 +34,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Version of the tables below. An index of another version is rebuilt.
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
+
+/// Values of `segments.healthy`.
+const DAMAGED: i64 = 0;
+const HEALTHY: i64 = 1;
+/// The segment is intact, but a prune will delete it. New copies of its chunks replace its rows.
+const CONDEMNED: i64 = 2;
 
 /// Version that marks a damaged index.
 const BROKEN_VERSION: i64 = 0;
@@ -57,7 +63,8 @@ const SCHEMA: &str = "
         name BLOB NOT NULL UNIQUE,
         kind INTEGER NOT NULL,
         len INTEGER NOT NULL,
-        healthy INTEGER NOT NULL
+        healthy INTEGER NOT NULL,
+        rows INTEGER NOT NULL
     );
     CREATE TABLE chunks (
         id BLOB PRIMARY KEY,
@@ -86,8 +93,10 @@ pub struct Location {
     pub segment: SegmentId,
     /// Kind of the segment's chunks.
     pub kind: SegmentKind,
-    /// True if the segment was intact when last examined.
+    /// True if the segment was intact when last examined, and no prune is known to delete it.
     pub is_healthy: bool,
+    /// True if a prune is going to delete the segment.
+    pub is_condemned: bool,
     /// Byte offset in the segment.
     pub offset: u32,
     /// Stored length in bytes.
@@ -387,6 +396,16 @@ impl Index {
         })
     }
 
+    /// Returns the numbers of all segments with their ids.
+    pub fn numbers(&self) -> Result<HashMap<i64, SegmentId>> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached("SELECT number, name FROM segments")?;
+            let numbers = statement
+                .query_map([], |row| Ok((row.get(0)?, SegmentId::from_bytes(row.get(1)?))))?;
+            Ok(numbers.collect::<Result<_, _>>()?)
+        })
+    }
+
     /// Returns true if a healthy segment has the chunk. It need not be stored again then.
     pub fn has(&self, id: &ChunkId) -> Result<bool> {
         Ok(self.find(id)?.is_some_and(|location| location.is_healthy))
@@ -407,7 +426,7 @@ impl Index {
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut sorted = Vec::with_capacity(segments.iter().map(|(_, rows)| rows.len()).sum());
             for (segment, rows) in segments {
-                let number = insert_segment(&transaction, segment)?;
+                let number = insert_segment(&transaction, segment, rows.len())?;
                 sorted.extend(rows.iter().map(|row| (row, number, segment.is_healthy)));
             }
             sorted.sort_unstable_by_key(|(row, number, _)| (row.id, *number));
@@ -441,7 +460,7 @@ impl Index {
                     id: SegmentId::from_bytes(row.get(0)?),
                     kind: kind(row.get(1)?),
                     len: row.get::<_, i64>(2)? as u64,
-                    is_healthy: row.get::<_, i64>(3)? == 1,
+                    is_healthy: row.get::<_, i64>(3)? == HEALTHY,
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
@@ -523,7 +542,7 @@ impl Index {
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut marked = 0;
             for segment in segments {
-                let mark = "UPDATE segments SET healthy = 0 WHERE name = ?1 AND healthy = 1";
+                let mark = "UPDATE segments SET healthy = 0 WHERE name = ?1 AND healthy != 0";
                 marked += transaction.execute(mark, [segment.as_bytes()])?;
             }
             if marked > 0 {
@@ -552,6 +571,85 @@ impl Index {
             connection.execute(healthy, [segment.as_bytes()])?;
             Ok(())
         })
+    }
+
+    /// Marks exactly these segments as condemned. New copies of their chunks then replace their rows.
+    /// Damaged segments stay damaged.
+    pub fn set_condemned(&self, segments: &HashSet<SegmentId>) -> Result<()> {
+        self.change(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            transaction.execute("UPDATE segments SET healthy = 1 WHERE healthy = 2", [])?;
+            {
+                let mut mark = transaction.prepare_cached(
+                    "UPDATE segments SET healthy = ?2 WHERE name = ?1 AND healthy = 1",
+                )?;
+                for segment in segments {
+                    mark.execute(params![segment.as_bytes(), CONDEMNED])?;
+                }
+            }
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// Returns true if a segment is marked as condemned.
+    pub fn has_condemned(&self) -> Result<bool> {
+        self.with(|connection| {
+            let marked = "SELECT 1 FROM segments WHERE healthy = ?1 LIMIT 1";
+            Ok(connection.prepare_cached(marked)?.exists([CONDEMNED])?)
+        })
+    }
+
+    /// Removes segments and all their rows, in one transaction that is durable on return.
+    ///
+    /// Rows of other copies of their chunks do not come back by themselves, see
+    /// [`Index::incomplete`].
+    pub fn remove(&self, segments: &[SegmentId]) -> Result<()> {
+        self.change(|connection| {
+            // The files are deleted next. The rows must not reappear after a power loss.
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            let removed = remove_segments(connection, segments);
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
+            removed
+        })
+    }
+
+    /// Returns the segments of whose tables the index lacks rows, because it locates other copies of
+    /// their chunks, or did so until those were removed.
+    pub fn incomplete(&self) -> Result<Vec<Segment>> {
+        let numbers: HashSet<i64> = self.with(|connection| {
+            let mut rows: HashMap<i64, i64> = HashMap::new();
+            let mut statement = connection.prepare_cached("SELECT number, rows FROM segments")?;
+            let mut found = statement.query([])?;
+            while let Some(row) = found.next()? {
+                rows.insert(row.get(0)?, row.get(1)?);
+            }
+            let mut statement = connection
+                .prepare_cached("SELECT segment, count(*) FROM chunks GROUP BY segment")?;
+            let mut found = statement.query([])?;
+            while let Some(row) = found.next()? {
+                if let Some(rows) = rows.get_mut(&row.get(0)?) {
+                    *rows -= row.get::<_, i64>(1)?;
+                }
+            }
+            Ok(rows.into_iter().filter(|(_, left)| *left > 0).map(|(number, _)| number).collect())
+        })?;
+        if numbers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut incomplete = Vec::new();
+        for segment in self.segments()? {
+            if self.number(&segment.id)?.is_some_and(|number| numbers.contains(&number)) {
+                incomplete.push(segment);
+            }
+        }
+        Ok(incomplete)
+    }
+
+    /// Makes the read transactions of this process see the changes of other processes at their next
+    /// look-up.
+    pub fn refresh(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Returns the number of different chunks.
@@ -600,7 +698,8 @@ fn location(row: &rusqlite::Row<'_>) -> rusqlite::Result<Location> {
     Ok(Location {
         segment: SegmentId::from_bytes(name),
         kind: kind(row.get(1)?),
-        is_healthy: row.get::<_, i64>(2)? == 1,
+        is_healthy: row.get::<_, i64>(2)? == HEALTHY,
+        is_condemned: row.get::<_, i64>(2)? == CONDEMNED,
         offset: row.get(3)?,
         stored_len: row.get(4)?,
         plain_len: row.get(5)?,
@@ -679,21 +778,48 @@ fn damaged(connection: &Connection) -> Result<HashSet<SegmentId>> {
     Ok(found)
 }
 
-fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
+/// Adds a segment with this number of rows in its table, and returns its number in the index.
+fn insert_segment(connection: &Connection, segment: &Segment, rows: usize) -> Result<i64> {
     connection
         .prepare_cached(
-            "INSERT INTO segments (name, kind, len, healthy) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (name) DO UPDATE SET len = ?3, healthy = ?4",
+            "INSERT INTO segments (name, kind, len, healthy, rows) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (name) DO UPDATE SET len = ?3, healthy = ?4, rows = ?5",
         )?
         .execute(params![
             segment.id.as_bytes(),
             segment.kind as i64,
             segment.len as i64,
-            i64::from(segment.is_healthy)
+            if segment.is_healthy { HEALTHY } else { DAMAGED },
+            rows as i64
         ])?;
     Ok(connection
         .prepare_cached("SELECT number FROM segments WHERE name = ?1")?
         .query_row([segment.id.as_bytes()], |row| row.get(0))?)
+}
+
+fn remove_segments(connection: &mut Connection, segments: &[SegmentId]) -> Result<()> {
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let mut numbers: Vec<i64> = Vec::new();
+    for segment in segments {
+        let mut number =
+            transaction.prepare_cached("SELECT number FROM segments WHERE name = ?1")?;
+        numbers
+            .extend(number.query_row([segment.as_bytes()], |row| row.get::<_, i64>(0)).optional()?);
+    }
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    // One pass over all rows: an index of the chunks by segment would cost every backup.
+    transaction
+        .execute_batch("CREATE TEMP TABLE IF NOT EXISTS gone (number INTEGER PRIMARY KEY)")?;
+    for number in &numbers {
+        transaction.execute("INSERT OR IGNORE INTO gone VALUES (?1)", [number])?;
+    }
+    transaction.execute("DELETE FROM chunks WHERE segment IN (SELECT number FROM gone)", [])?;
+    transaction.execute("DELETE FROM segments WHERE number IN (SELECT number FROM gone)", [])?;
+    transaction.execute("DELETE FROM gone", [])?;
+    Ok(transaction.commit()?)
 }
 
 fn failed(source: io::Error) -> Error {

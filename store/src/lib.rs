@@ -53,6 +53,11 @@ pub mod damage;
 
 mod salvage;
 
+pub mod presence;
+
+pub mod condemned;
+pub mod sessions;
+
 pub mod store;
 
 pub mod records;
@@ -64,6 +69,8 @@ pub mod check_record;
 pub mod forget;
 
 pub mod packer;
+
+mod reach;
 
 mod unfinished;
 
@@ -91,6 +98,8 @@ pub mod restore;
 pub mod dump;
 
 pub mod check;
+
+pub mod prune;
 
 #[cfg(test)]
 mod arbitrary;

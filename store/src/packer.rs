@@ -191,7 +191,7 @@ impl<'a> Packer<'a> {
     fn is_stored(&self, id: &ChunkId) -> Result<bool> {
         let Some(location) = self.store.index.find(id)? else { return Ok(false) };
         let is_trusted = self.store.trusts(&location);
-        if location.is_healthy && !is_trusted && !self.is_dry {
+        if location.is_healthy && self.store.damage.has(&location.segment) && !self.is_dry {
             // The rows of the new copy replace those of a damaged segment only.
             self.store.index.set_damaged(&location.segment)?;
         }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::index::Header;
 use crate::observe::Event;
+use crate::sessions;
 use crate::snapshot::{self, Snapshot};
 use crate::store::Store;
 use std::collections::HashSet;
@@ -126,9 +127,13 @@ impl Store {
         Ok((good, bad))
     }
 
-    /// Returns the ids of all snapshots, including damaged ones.
+    /// Returns the ids of all snapshots, including damaged ones. Those whose backup has not
+    /// succeeded do not count.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
-        snapshot::list(&*self.backend)
+        let mut ids = snapshot::list(&*self.backend)?;
+        let announced = sessions::announced(&*self.backend)?;
+        ids.retain(|id| !announced.contains(id));
+        Ok(ids)
     }
 
     /// Returns true if a record could not be read because it was deleted since it was listed.

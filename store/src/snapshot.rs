@@ -315,6 +315,11 @@ impl Snapshot {
         minicbor::to_vec(self).expect("writing to memory cannot fail")
     }
 
+    /// Returns the id that the record will have.
+    pub fn id(&self) -> SnapshotId {
+        SnapshotId::of(&self.to_record())
+    }
+
     /// Writes the record. The snapshot exists when this returns.
     pub fn write(&self, backend: &dyn Backend, codec: Codec) -> Result<SnapshotId> {
         let record = self.to_record();

@@ -4,6 +4,7 @@ use crate::access;
 use crate::backend::{self, Backend, Local, Memory, Modes};
 use crate::chunks::{Chunks, Each};
 use crate::codec::Codec;
+use crate::condemned;
 use crate::config::{self, Config};
 use crate::damage::DamageLog;
 use crate::error::{Error, Result};
@@ -14,14 +15,15 @@ use crate::lock::{self, FILE as LOCK_FILE, Lock, Mode};
 use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
+use crate::sessions::{Reliance, Session};
 use crate::snapshot;
 use crate::threads;
 use crate::workspace::{INDEX_FILE, Workspace};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rayon::prelude::*;
 use rustix::fs::{major, minor};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -87,6 +89,8 @@ pub struct Store {
     pub(crate) unlisted: BTreeSet<u8>,
     /// Index of all copies, read from the segment tables after the store's index proved wrong.
     copies: OnceLock<Result<(TempDir, Index), Arc<Error>>>,
+    /// Session of the backup that runs.
+    session: RwLock<Option<Arc<Session>>>,
 }
 
 /// Creates an empty store in directory `root`.
@@ -312,6 +316,7 @@ impl Store {
             codec,
             mode,
             observer: &*observer,
+            is_shared: workspace.local().is_some(),
             unlisted: Mutex::default(),
             last_warning: Mutex::default(),
         };
@@ -332,6 +337,7 @@ impl Store {
             _private: private,
             unlisted,
             copies: OnceLock::new(),
+            session: RwLock::default(),
             backend,
         })
     }
@@ -412,6 +418,16 @@ impl Store {
             },
             None => Error::ChunkMissing(*id),
         };
+        if is_not_found(&error) {
+            // A prune moved the chunk since the index was read.
+            self.index.refresh();
+            let again = self.index.find(id).ok().flatten();
+            if let Some(again) = again.filter(|again| Some(again) != location)
+                && self.read_location(id, &again, plain).is_ok()
+            {
+                return Ok(again.segment);
+            }
+        }
         for other in self.copies(id, location.is_some())? {
             if location != Some(&other) && self.read_location(id, &other, plain).is_ok() {
                 return Ok(other.segment);
@@ -427,9 +443,39 @@ impl Store {
         self.chunk_at(id, location.as_ref(), plain)
     }
 
-    /// Returns true if no damage is known in the segment of a location.
+    /// Returns true if a new snapshot may rely on a location: no damage is known in its segment, and
+    /// no prune deletes it while the session of the backup runs.
     pub(crate) fn trusts(&self, location: &Location) -> bool {
-        location.is_healthy && !self.damage.has(&location.segment)
+        location.is_healthy && !self.damage.has(&location.segment) && self.is_lasting(location)
+    }
+
+    /// Returns true unless a prune may delete the segment of a location.
+    pub(crate) fn is_lasting(&self, location: &Location) -> bool {
+        if location.is_condemned {
+            return false;
+        }
+        let session = self.session.read().clone();
+        match session.map(|session| session.reliance(&location.segment)) {
+            None | Some(Reliance::Safe) => true,
+            Some(Reliance::Condemned) => false,
+            Some(Reliance::Gone) => {
+                // Rows of new copies do not replace those of healthy segments.
+                let _ = self.index.remove(&[location.segment]);
+                let _ = self.index.forget_whole();
+                false
+            }
+        }
+    }
+
+    /// Begins the session of a backup on the machine `host`. It ends when the result is dropped.
+    pub(crate) fn begin_session(&self, host: &str) -> Result<RunningSession<'_>> {
+        let backend = Arc::clone(&self.backend);
+        let session = Arc::new(Session::begin(backend, self.workspace.local(), host)?);
+        if !session.condemned().is_empty() || self.index.has_condemned()? {
+            self.index.set_condemned(session.condemned())?;
+        }
+        *self.session.write() = Some(Arc::clone(&session));
+        Ok(RunningSession { store: self, session })
     }
 
     /// Finds a chunk. Searches the segment tables if the index does not have it.
@@ -472,6 +518,7 @@ impl Store {
                 codec: self.codec,
                 mode: Modes::PRIVATE.file,
                 observer: &Silent::default(),
+                is_shared: false,
                 unlisted: Mutex::default(),
                 last_warning: Mutex::default(),
             };
@@ -519,6 +566,26 @@ impl Store {
     /// Returns the checked table of a segment.
     pub(crate) fn table(&self, id: &SegmentId, len: u64) -> Result<Table> {
         read_table(&*self.backend, id, len)
+    }
+}
+
+/// The session of a backup of this store.
+pub(crate) struct RunningSession<'a> {
+    store: &'a Store,
+    session: Arc<Session>,
+}
+
+impl std::ops::Deref for RunningSession<'_> {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for RunningSession<'_> {
+    fn drop(&mut self) {
+        *self.store.session.write() = None;
     }
 }
 
@@ -602,6 +669,28 @@ fn look_into_shard<T>(
         }
         Ok(files) => Ok(files),
     }
+}
+
+/// Returns the segments that condemnations name now. Those that cannot be read are the concern of
+/// backups and prunes.
+fn condemned_now(backend: &dyn Backend) -> HashSet<SegmentId> {
+    condemned::list(backend, None).map(|all| condemned::named(&all)).unwrap_or_default()
+}
+
+/// Returns true if an object was deleted before it was read.
+pub(crate) fn is_not_found(error: &Error) -> bool {
+    matches!(error, Error::StoreRead { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// Adds the rows that an index lacks because it located other copies of their chunks.
+pub(crate) fn complete(backend: &dyn Backend, index: &Index) -> Result<()> {
+    for segment in index.incomplete()?.into_iter().filter(|segment| segment.is_healthy) {
+        // One that cannot be read now keeps its rows.
+        if let Ok(table) = read_table(backend, &segment.id, segment.len) {
+            index.add(&segment, &table.rows)?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads and checks header, table and trailer of a segment of `len` bytes.
@@ -701,6 +790,8 @@ struct Opening<'a> {
     /// Permission bits of an index built in the store.
     mode: u32,
     observer: &'a dyn Observer,
+    /// True if the store holds the index, so that every prune knows it.
+    is_shared: bool,
     /// Shards that a reader does without.
     unlisted: Mutex<BTreeSet<u8>>,
     /// Last warning about them, because one error may concern all of them.
@@ -826,15 +917,15 @@ impl Opening<'_> {
         }
     }
 
-    /// Compares the index with the listed segments and takes up the new ones. Returns a
-    /// segment that is gone or has another length: the index has rows too many.
+    /// Compares the index with the listed segments, takes up the new ones, and removes the rows of
+    /// those that are gone. Returns a segment with another length: the index has rows too many.
     ///
     /// A reader does without a directory that cannot be listed. It compares lengths only if the
     /// ids differ, because it verifies every chunk that it reads.
     fn reconcile(&self, index: &Index, purpose: Purpose) -> Result<Option<SegmentId>> {
         // The index is read before the listings: a segment published in between is new, not missing.
         let ids = if purpose == Purpose::Read { index.segment_ids()? } else { Vec::new() };
-        let mut segments = None;
+        let (mut segments, mut gone, mut condemned) = (None, Vec::new(), None);
         for shard in 0..=255 {
             if purpose == Purpose::Read {
                 let listed = segment_ids(self.backend, shard);
@@ -853,8 +944,11 @@ impl Opening<'_> {
                 let at = listed.binary_search_by_key(&segment.id, |(id, _)| *id);
                 at.is_ok_and(|at| listed[at].1 == segment.len) || self.is_whole_file(segment)
             };
-            if let Some(lost) = known.iter().find(|segment| !is_there(segment)) {
-                return Ok(Some(lost.id));
+            for segment in known.iter().filter(|segment| !is_there(segment)) {
+                match self.is_removed(&segment.id)? {
+                    true => gone.push(segment.id),
+                    false => return Ok(Some(segment.id)),
+                }
             }
             let is_new = |(id, _): &&(SegmentId, u64)| {
                 known.binary_search_by_key(id, |segment| segment.id).is_err()
@@ -862,12 +956,75 @@ impl Opening<'_> {
             if listed.iter().any(|segment| is_new(&segment)) {
                 self.settle(shard)?;
             }
-            for (id, len) in listed.iter().filter(is_new) {
-                let (segment, rows) = self.load(id, *len)?;
-                index.add(&segment, &rows)?;
+            if condemned.is_none() && listed.iter().any(|segment| is_new(&segment)) {
+                condemned = Some(condemned_now(self.backend));
+            }
+            // No snapshot needs those that a prune is going to delete.
+            let is_wanted = |(id, _): &&(SegmentId, u64)| {
+                condemned.as_ref().is_none_or(|condemned| !condemned.contains(id))
+            };
+            for (id, len) in listed.iter().filter(is_new).filter(is_wanted) {
+                if let Some((segment, rows)) = self.load_unless_removed(id, *len)? {
+                    index.add(&segment, &rows)?;
+                    if self.is_removed(id)? {
+                        // A prune removed its rows before this process added them.
+                        index.remove(&[*id])?;
+                    }
+                }
             }
         }
+        self.without(index, gone)
+    }
+
+    /// Removes the rows of segments that are gone from an index. Returns one of them if this process
+    /// cannot do so.
+    fn without(&self, index: &Index, gone: Vec<SegmentId>) -> Result<Option<SegmentId>> {
+        if gone.is_empty() {
+            return Ok(None);
+        }
+        // Listed before the index is asked: a prune withdraws its condemnation last.
+        let condemned = condemned_now(self.backend);
+        let mut lost = Vec::new();
+        for id in gone {
+            // A prune removes the rows before the segment.
+            if index.number(&id)?.is_some() {
+                lost.push(id);
+            }
+        }
+        let Some(first) = lost.first().copied() else { return Ok(None) };
+        if index.is_read_only() {
+            return Ok(Some(first));
+        }
+        // A prune that was killed may have left rows. Prunes elsewhere do not know this index.
+        let unexplained = lost.iter().find(|id| self.is_shared && !condemned.contains(id));
+        if let Some(id) = unexplained {
+            let unusable = Unusable::Surplus(*id);
+            let advice = "`forgekeep check` lists the affected paths";
+            self.observer.event(Event::Warning(format!("{unusable}; {advice}")));
+        }
+        index.remove(&lost)?;
+        // The next backup looks up every chunk.
+        index.forget_whole()?;
+        complete(self.backend, index)?;
         Ok(None)
+    }
+
+    /// Returns true if a segment does not exist.
+    fn is_removed(&self, id: &SegmentId) -> Result<bool> {
+        let name = segment::file_name(id);
+        match self.backend.len(&name) {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(Error::store_read(name)(error)),
+        }
+    }
+
+    /// Like [`load`](Self::load); `None` if a prune deleted the segment since it was listed.
+    fn load_unless_removed(&self, id: &SegmentId, len: u64) -> Result<Option<(Segment, Vec<Row>)>> {
+        match self.backend.len(&segment::file_name(id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            _ => self.load(id, len).map(Some),
+        }
     }
 
     /// Checks a segment that is missing in a listing. Some network file systems return stale
@@ -970,7 +1127,7 @@ impl Opening<'_> {
                 let (sender, segments, next) = (sender.clone(), &segments, &next);
                 move || {
                     while let Some((id, len)) = segments.get(next.fetch_add(1, Relaxed)) {
-                        if sender.send(self.load(id, *len)).is_err() {
+                        if sender.send(self.load_unless_removed(id, *len)).is_err() {
                             break; // building the index failed
                         }
                     }
@@ -980,7 +1137,7 @@ impl Opening<'_> {
             drop(sender);
             for loaded in loaded {
                 self.observer.progress().check()?;
-                let (segment, rows) = loaded?;
+                let Some((segment, rows)) = loaded? else { continue };
                 builder.add(&segment, &rows)?;
                 self.observer.progress().add(1, segment.len);
             }

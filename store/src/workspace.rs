@@ -15,6 +15,9 @@ use tempfile::TempDir;
 /// Name of the index in a workspace.
 pub const INDEX_FILE: &str = "index.sqlite";
 
+/// Name of the notes about sessions that a prune waited for.
+pub const SESSIONS_FILE: &str = "sessions.json";
+
 /// Ends of the names that SQLite and a builder of indexes use beside the index.
 const INDEX_NAME_ENDS: [&str; 5] = ["", "-wal", "-shm", "-journal", ".new"];
 
@@ -42,6 +45,16 @@ impl Workspace {
     /// Returns the path of the index.
     pub fn index_path(&self) -> PathBuf {
         self.dir.join(INDEX_FILE)
+    }
+
+    /// Returns the path of the notes about sessions that a prune waited for.
+    pub(crate) fn sessions_path(&self) -> PathBuf {
+        self.dir.join(SESSIONS_FILE)
+    }
+
+    /// Returns the store that holds the workspace, if it is a local one.
+    pub(crate) fn local(&self) -> Option<&Local> {
+        self.local.as_ref()
     }
 
     /// Creates an unnamed scratch file. It disappears when the run ends in any way.

@@ -37,7 +37,7 @@ const HEADING: &str = "Rules";
 /// With SNAPSHOT, exactly these snapshots go. The last complete one of an instance or of a set of
 /// paths, and pinned ones, are refused.
 ///
-/// The space of the deleted snapshots stays in use.
+/// The space of the deleted snapshots stays in use until `forgekeep prune`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -24,6 +24,25 @@ const LEASE_PAUSE: Duration = Duration::from_millis(20);
 /// Directory of files that are not published yet.
 const UNPUBLISHED: &str = "tmp";
 
+/// Magic numbers of file systems that several machines can use at once: NFS, SMB (three), FUSE, 9p,
+/// Ceph, AFS (two), Coda, OCFS2, GFS2, Lustre and GPFS.
+const REMOTE_FILE_SYSTEMS: [u64; 14] = [
+    0x6969,
+    0x517B,
+    0xFF53_4D42,
+    0xFE53_4D42,
+    0x6573_5546,
+    0x0102_1997,
+    0x00C3_6400,
+    0x5346_414F,
+    0x6B41_4653,
+    0x7375_7245,
+    0x7461_636F,
+    0x0116_1970,
+    0x0BD0_0BD0,
+    0x4750_4653,
+];
+
 /// Maximum number of files kept open for reading.
 const OPEN_FILES_MAX: usize = 16;
 
@@ -177,6 +196,37 @@ impl Local {
         pending.write(bytes)?;
         pending.sync()?;
         pending.publish_new(name)
+    }
+
+    /// Writes a small file and returns it, locked until the result is dropped. The lock shows other
+    /// processes of this machine that this one runs, see [`Local::is_held`].
+    pub(crate) fn write_held(&self, name: &str, bytes: &[u8]) -> io::Result<File> {
+        let mut pending = self.pending()?;
+        pending.write(bytes)?;
+        pending.sync()?;
+        // A duplicate shares the lock.
+        let held = pending.file.try_clone()?;
+        Box::new(pending).publish(name)?;
+        Ok(held)
+    }
+
+    /// Returns true if a process holds the lock of a file, and `None` if the file system does not
+    /// tell. Fails with `NotFound` if the file is missing.
+    pub(crate) fn is_held(&self, name: &str) -> io::Result<Option<bool>> {
+        let path = self.0.root.join(name);
+        let file = open_regular(&path, OFlags::RDONLY | OFlags::NOFOLLOW)?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(false)),
+            Err(Errno::WOULDBLOCK) => Ok(Some(true)),
+            Err(error) if is_without_locks(error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns true if other machines may use the file system, so that listings may be stale.
+    pub(crate) fn is_remote(&self) -> io::Result<bool> {
+        let found = rustix::fs::statfs(&self.0.root)?;
+        Ok(REMOTE_FILE_SYSTEMS.contains(&(found.f_type as u64 & 0xFFFF_FFFF)))
     }
 
     fn pending(&self) -> io::Result<LocalPending> {

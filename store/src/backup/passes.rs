@@ -134,7 +134,9 @@ impl<'a> Backup<'a> {
         let likeness = likeness.outside(store);
         let run = BackupState::begin(store, options, &likeness)?;
         let whole = match &run.parent {
-            Some((id, _)) if !options.force && store.index.is_whole(id)? => Some(*id),
+            Some((id, _)) if !options.force && store.index.is_whole(id)? => {
+                run.may_rely_on(id)?.then_some(*id)
+            }
             _ => None,
         };
         let mut before = None;

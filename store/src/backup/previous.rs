@@ -1,6 +1,7 @@
 //! The previous snapshot, read alongside the source.
 
 use super::run::FileSystems;
+use crate::chunks::Chunks;
 use crate::damage::DamageLog;
 use crate::entry::{Content, Entry, EntryKind, Owner, Time, is_within, path_cmp};
 use crate::error::Result;
@@ -12,6 +13,7 @@ use crate::store::Store;
 use crate::tree::TreeReader;
 use std::cmp::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Period of the clock from which timestamps are taken.
 const TICK_NANOSECONDS: i128 = 20_000_000;
@@ -91,8 +93,13 @@ impl<'a> Recheck<'a> {
     /// and the store has all of its content.
     pub fn is_unchanged(&self, stat: &Stat, previous: &Entry) -> Result<bool> {
         let looks_same = self.comparison.is_some_and(|with| with.is_unchanged(stat, previous));
-        if !looks_same || self.is_whole(previous)? {
-            return Ok(looks_same);
+        if !looks_same {
+            return Ok(false);
+        }
+        match self.availability(previous)? {
+            Availability::Whole => return Ok(true),
+            Availability::Passing => return Ok(false),
+            Availability::Damaged => {}
         }
         self.store.damage.file(&previous.path);
         let path = super::absolute(&previous.path);
@@ -123,36 +130,68 @@ impl<'a> Recheck<'a> {
         entry
     }
 
-    /// Returns true if all chunks of an entry are known to be in healthy segments.
+    /// Returns whether all chunks of an entry are known to be in healthy segments that stay.
     ///
     /// After a loss of segments, files that used their chunks are read again.
-    fn is_whole(&self, entry: &Entry) -> Result<bool> {
-        let Content::Recipe(recipe) = &entry.content else { return Ok(true) };
+    fn availability(&self, entry: &Entry) -> Result<Availability> {
+        let Content::Recipe(recipe) = &entry.content else { return Ok(Availability::Whole) };
         if self.is_whole && !self.store.damage.has_segments() {
-            return Ok(true);
+            return Ok(Availability::Whole);
         }
         let mut there = Recent::default();
-        for extent in Extents::new(recipe, self.store) {
+        let recipes = RecipeChunks { store: self.store, is_passing: AtomicBool::new(false) };
+        for extent in Extents::new(recipe, &recipes) {
             match extent {
                 Ok(Extent::Hole { .. }) => {}
                 Ok(Extent::Slice { chunk, .. }) if there.get(&chunk).is_some() => {}
                 Ok(Extent::Slice { chunk, .. }) => match self.store.index.find(&chunk)? {
                     Some(location) if self.store.trusts(&location) => there.insert(chunk, ()),
+                    Some(location) if !self.store.is_lasting(&location) => {
+                        return Ok(Availability::Passing);
+                    }
                     found => {
                         let segment = found.map(|location| location.segment);
                         self.store.damage.chunk(&chunk, segment);
-                        return Ok(false);
+                        return Ok(Availability::Damaged);
                     }
                 },
                 Err(error) if error.is_of_one_object() => {
                     self.store.damage.error(&error);
-                    return Ok(false);
+                    return Ok(Availability::Damaged);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        match recipes.is_passing.into_inner() {
+            false => Ok(Availability::Whole),
+            true => Ok(Availability::Passing),
+        }
     }
+}
+
+/// Reads the recipe chunks of an entry, and notes if a prune is going to delete one.
+struct RecipeChunks<'a> {
+    store: &'a Store,
+    is_passing: AtomicBool,
+}
+
+impl Chunks for RecipeChunks<'_> {
+    fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
+        if self.store.index.find(id)?.is_some_and(|location| !self.store.is_lasting(&location)) {
+            self.is_passing.store(true, Relaxed);
+        }
+        self.store.get_into(id, plain)
+    }
+}
+
+/// State of the content of an entry.
+enum Availability {
+    /// All chunks are in healthy segments that stay.
+    Whole,
+    /// A prune is going to delete a chunk, because no listed snapshot needs it.
+    Passing,
+    /// A chunk is missing or damaged.
+    Damaged,
 }
 
 /// Reads entries of the previous snapshot on demand.

@@ -18,7 +18,7 @@ use crate::reuse::Allowance;
 use crate::skipped::{Noted, Spared};
 use crate::snapshot::{self, Id, Instance, Skipped, Snapshot, Statistics};
 use crate::source::Owners;
-use crate::store::Store;
+use crate::store::{RunningSession, Store};
 use crate::tree::{Lost, TreeReader};
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
@@ -195,6 +195,8 @@ pub struct BackupState<'a> {
     added: [u64; 3],
     /// Segments that were known to be damaged when the backup began.
     damaged: HashSet<SegmentId>,
+    /// Keeps prunes from deleting what the backup relies on; `None` in a dry run.
+    session: Option<RunningSession<'a>>,
 }
 
 impl<'a> BackupState<'a> {
@@ -215,6 +217,8 @@ impl<'a> BackupState<'a> {
             let text = format!("the damage that checks found is not known: {error}");
             store.observer().event(Event::Warning(text));
         }
+        // Before the parent is chosen: see `sessions`.
+        let session = (!options.is_dry).then(|| store.begin_session(host)).transpose()?;
         let (parent, skipped_records) = parent(store, host, like, start, options.is_dry)?;
         let damaged = store.index.damaged()?;
         let has_passes = matches!(like, Likeness::Instance(_));
@@ -242,7 +246,13 @@ impl<'a> BackupState<'a> {
             options,
             added,
             damaged,
+            session,
         })
+    }
+
+    /// Returns true if all chunks of a whole snapshot stay until the backup ends.
+    pub fn may_rely_on(&self, snapshot: &SnapshotId) -> Result<bool> {
+        self.session.as_ref().map_or(Ok(true), |session| session.may_rely_on(snapshot))
     }
 
     /// Makes everything so far durable and thereby readable. In a dry run, the packer itself keeps
@@ -391,7 +401,14 @@ impl<'a> BackupState<'a> {
         let snapshot = if options.is_dry {
             None
         } else {
-            let id = record.write(&*store.backend, store.codec)?;
+            let id = record.id();
+            if let Some(session) = &self.session {
+                session.announce(&id)?;
+            }
+            record.write(&*store.backend, store.codec)?;
+            if let Some(session) = &self.session {
+                session.end(&id)?;
+            }
             // The snapshot is complete. Without this mark, the next backup looks up every chunk.
             if let Err(error) = self.close(&id, whole) {
                 store.observer().event(Event::Warning(error.to_string()));

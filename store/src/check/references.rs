@@ -6,14 +6,10 @@
 //! reports the losses.
 
 use super::Check;
-use crate::chunks::Chunks;
-use crate::entry::{Content, Entry};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SnapshotId};
-use crate::limits;
-use crate::recipe::{Extent, Extents};
+use crate::reach::{Visitor, reach};
 use crate::snapshot::Snapshot;
-use crate::tree::{Place, TreeReader};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -65,35 +61,30 @@ pub fn are_all_sound(check: &Check<'_>, snapshots: &[(SnapshotId, Snapshot)]) ->
         file: OnceLock::new(),
         file_bytes: AtomicU64::new(0),
     };
-    let examine = |place, lost: Option<Error>| Ok(lost.is_none() && references.add_leaf(place));
     let mut known: HashSet<u128> = HashSet::new();
+    let progress = check.store.observer().progress();
     for (_, snapshot) in snapshots {
-        if !check.pages(&snapshot.root.chunk(), &mut known, &examine)? {
-            return Ok(false);
+        match reach(&snapshot.root.chunk(), check, &mut known, &references, progress) {
+            Ok(()) => {}
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(_) => return Ok(false),
         }
     }
     references.are_all_in_index()
 }
 
+impl Visitor for References<'_> {
+    /// The walk reads it.
+    fn metadata(&self, _: &ChunkId) -> Result<()> {
+        Ok(())
+    }
+
+    fn slice(&self, chunk: &ChunkId, end: u32) -> Result<()> {
+        self.push(Reference { chunk: *chunk, end }).map_err(Error::temporary)
+    }
+}
+
 impl References<'_> {
-    /// Adds the chunks of all entries of a leaf. Returns false if the leaf has a fault.
-    fn add_leaf(&self, place: Place) -> bool {
-        TreeReader::at(place, self.check).all(|entry| entry.is_ok_and(|entry| self.add(&entry)))
-    }
-
-    fn add(&self, entry: &Entry) -> bool {
-        let Content::Recipe(recipe) = &entry.content else { return true };
-        Extents::new(recipe, self.check as &dyn Chunks).all(|extent| match extent {
-            Ok(Extent::Hole { .. }) => true,
-            Ok(Extent::Slice { chunk, offset, len }) => {
-                let end = u64::from(offset).checked_add(len).and_then(|end| end.try_into().ok());
-                let end = end.filter(|end: &u32| *end as usize <= limits::CHUNK_BYTES_MAX);
-                end.is_some_and(|end| self.push(Reference { chunk, end }).is_ok())
-            }
-            Err(_) => false,
-        })
-    }
-
     fn push(&self, reference: Reference) -> io::Result<()> {
         let id = reference.chunk.as_bytes();
         let mut list = self.lists[usize::from(id[0])].lock();
@@ -194,10 +185,10 @@ mod tests {
     use crate::backend::{Memory, write_all};
     use crate::check::ReadData;
     use crate::config::{self, Config};
-    use crate::entry::EntryKind;
+    use crate::entry::{Content, Entry, EntryKind};
     use crate::observe::Silent;
     use crate::packer::Packer;
-    use crate::recipe::RecipeWriter;
+    use crate::recipe::{Extent, RecipeWriter};
     use crate::segment::SegmentKind;
     use crate::store::{Purpose, Store};
     use std::sync::Arc;

@@ -80,7 +80,7 @@ impl Builder {
 
     /// Adds a segment with all its chunks.
     pub fn add(&mut self, segment: &Segment, rows: &[Row]) -> Result<()> {
-        let number = insert_segment(self.connection(), segment)?;
+        let number = insert_segment(self.connection(), segment, rows.len())?;
         let mut insert = self
             .connection()
             .prepare_cached("INSERT INTO staging.rows VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;

@@ -27,7 +27,8 @@ struct ReferenceChunks<'a> {
 impl Chunks for ReferenceChunks<'_> {
     fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
         let location = self.location(id)?;
-        if !location.is_healthy && !self.is_compared {
+        let is_usable = location.is_healthy && self.store.is_lasting(&location);
+        if !is_usable && !self.is_compared {
             // The code that found the damage reported it.
             return Err(Error::ChunkMissing(*id));
         }
@@ -86,7 +87,8 @@ impl<'a> Reader<'a> {
     /// damaged since.
     pub fn plain_len(&self, id: &ChunkId) -> Result<Option<u64>> {
         let location = self.compared.location(id)?;
-        Ok(location.is_healthy.then_some(u64::from(location.plain_len)))
+        let is_usable = location.is_healthy && self.compared.store.is_lasting(&location);
+        Ok(is_usable.then_some(u64::from(location.plain_len)))
     }
 }
 
