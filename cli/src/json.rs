@@ -1025,9 +1025,13 @@ pub struct PruneSummary<'a> {
     pub snapshots: u64,
     /// All segments at the start.
     pub segments: store::prune::Segments,
-    /// Segments that the plan deletes.
+    /// Segments without a needed chunk, which the plan deletes.
     pub planned: store::prune::Segments,
-    /// Deleted segments.
+    /// Partly needed segments that the plan replaces by new ones.
+    pub rewritten: store::prune::Segments,
+    /// Bytes of needed chunks that are copied out of these.
+    pub moved_bytes: u64,
+    /// Deleted segments, with the rewritten ones.
     pub deleted: store::prune::Segments,
     /// Bytes of chunks that no snapshot needs, in segments that stay.
     pub left_bytes: u64,

@@ -187,6 +187,21 @@ impl<'a> Packer<'a> {
         })
     }
 
+    /// Stores a chunk that is encoded already, such as one of another segment. The caller knows its id
+    /// and its plain length. Durable only after [`finish`](Self::finish).
+    pub(crate) fn copy_frame(
+        &self,
+        kind: SegmentKind,
+        id: ChunkId,
+        frame: &[u8],
+        plain_len: usize,
+    ) -> Result<()> {
+        self.append(kind, id, frame, plain_len)?;
+        self.added.chunks.fetch_add(1, Ordering::Relaxed);
+        self.added.stored_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Returns true if a segment has the chunk in which no damage is known.
     fn is_stored(&self, id: &ChunkId) -> Result<bool> {
         let Some(location) = self.store.index.find(id)? else { return Ok(false) };

@@ -4,7 +4,7 @@
 //!
 //! 1. list the segments, and wait for the sessions that run,
 //! 2. list the snapshots and find everything that they need; plan,
-//! 3. write the condemnation of all segments of the plan, then list all condemnations,
+//! 3. copy needed chunks out of segments with little use; write the condemnation of all segments of the plan, then list all condemnations,
 //! 4. list the sessions, and wait until each of them has ended, or fence it,
 //! 5. list the snapshots again: each of them counts,
 //! 6. list the segments again. A need is met only by a segment that is listed and that no
@@ -19,10 +19,12 @@ use crate::condemned::{self, Condemnation, Own};
 use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::limits;
 use crate::observe::Event;
+use crate::packer::Packer;
 use crate::presence::{self, Life};
 use crate::reach::reach;
-use crate::segment;
+use crate::segment::{self, Row, SegmentKind};
 use crate::sessions;
 use crate::snapshot::{self, Snapshot};
 use crate::store::{self, Store};
@@ -31,7 +33,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::time::{Duration, Instant};
-use tables::{Copy, Needs, Tables};
+use tables::{Copy, ListedSegment, Needs, Tables};
 
 /// Pause between two looks at the sessions that run.
 const POLL: Duration = Duration::from_millis(500);
@@ -39,11 +41,26 @@ const POLL: Duration = Duration::from_millis(500);
 /// A session of another machine is presumed dead if its newest marker stays the same for this long.
 const PRESUMED_DEAD_AFTER: Duration = Duration::from_secs(30 * 60);
 
+/// A segment is rewritten if less than half of its chunks' bytes are needed, and at least as many bytes
+/// as this are not.
+const GAIN_BYTES_MIN: u64 = 32 << 10;
+
+/// Number of small segments of one kind that stay. More of them are joined.
+const SMALL_MAX: usize = 32;
+
+/// A segment of less than this part of the usual size is small.
+const SMALL_PART: u64 = 4;
+
+/// Bytes of a segment that are read at once.
+const READ_BYTES: u64 = 1 << 20;
+
 /// Options of a prune.
 #[derive(Debug, Clone)]
 pub struct PruneOptions {
     /// Delete nothing.
     pub is_dry: bool,
+    /// Maximum number of bytes to copy out of partly needed segments.
+    pub repack_bytes_max: u64,
     /// Longest wait for running backups. The prune is postponed after it.
     pub wait: Duration,
     /// Current time, to note since when a session is silent.
@@ -80,7 +97,11 @@ pub struct PruneReport {
     pub all: Segments,
     /// Segments without a needed chunk, according to the plan.
     pub planned: Segments,
-    /// Deleted segments.
+    /// Partly needed segments to be replaced by new ones, according to the plan.
+    pub rewritten: Segments,
+    /// Bytes of needed chunks to be copied out of these.
+    pub moved_bytes: u64,
+    /// Deleted segments, with the rewritten ones.
     pub deleted: Segments,
     /// Bytes of chunks that no snapshot needs, in segments that stay.
     pub left_bytes: u64,
@@ -133,6 +154,14 @@ struct Prune<'a> {
 /// Newest marker of each session that ran, with the time at which a prune first saw it.
 type Notes = BTreeMap<String, (u64, i64)>;
 
+/// Segments to delete.
+struct Plan {
+    /// Those without a needed chunk.
+    dead: Vec<usize>,
+    /// Those to delete after their needed chunks were copied, with the offsets of these chunks.
+    moving: BTreeMap<usize, Vec<u32>>,
+}
+
 /// What became of the wait for sessions.
 enum Waited {
     AllEnded,
@@ -170,10 +199,19 @@ impl<'a> Prune<'a> {
             return Ok(self.report);
         }
         let is_listed = self.find_needs()?;
-        let plan = self.plan(&is_candidate, &is_listed, &others)?;
+        let Plan { dead: mut plan, moving } = self.plan(&is_candidate, &is_listed, &others)?;
         planned(&self.report);
         if self.options.is_dry {
             return Ok(self.report);
+        }
+        match self.rewrite(&moving) {
+            Ok(()) => plan.extend(moving.into_keys()),
+            Err(error) if error.is_out_of_space() => {
+                // The copies that were written are of no use to anybody, and go with the next prune.
+                let text = format!("partly needed segments are not rewritten: {error}");
+                self.store.observer().event(Event::Warning(text));
+            }
+            Err(error) => return Err(error),
         }
         if !plan.is_empty() {
             let ids: Vec<SegmentId> = plan.iter().map(|at| self.tables.segments[*at].id).collect();
@@ -364,47 +402,164 @@ impl<'a> Prune<'a> {
         Ok(is_missing && snapshot::list(&*self.store.backend)?.binary_search(id).is_err())
     }
 
-    /// Returns the numbers of the segments without a needed chunk, among the candidates.
+    /// Finds the segments to delete and those to rewrite, among the candidates.
     fn plan(
         &mut self,
         is_candidate: &[bool],
         is_listed: &[bool],
         others: &[Condemnation],
-    ) -> Result<Vec<usize>> {
+    ) -> Result<Plan> {
         let segments = &self.tables.segments;
         let of_others = condemned::named(others);
+        // A prune that may still run deletes these by itself.
+        let of_running =
+            condemned::named(others.iter().filter(|other| other.life == Life::Running));
         let rank = |at: usize| match &segments[at] {
             _ if !is_listed[at] => None,
             segment if of_others.contains(&segment.id) => Some(2),
             segment if segment.is_suspect => Some(1),
             _ => Some(0),
         };
+        let kept = |id: &ChunkId, copies: &[Copy]| -> Result<Copy> {
+            let ranked = copies.iter().filter_map(|copy| Some((rank(copy.segment)?, copy)));
+            let best = ranked.min_by_key(|(rank, copy)| (*rank, copy.segment));
+            best.map(|(_, copy)| *copy).ok_or(Error::ChunkMissing(*id))
+        };
         let (mut needed, mut live) = (vec![false; segments.len()], vec![0; segments.len()]);
         let mut each = |id: &ChunkId, copies: &[Copy]| {
-            let best = copies.iter().filter_map(|copy| Some((rank(copy.segment)?, copy.segment)));
-            let (_, kept) = best.min().ok_or(Error::ChunkMissing(*id))?;
+            let kept = kept(id, copies)?;
             for copy in copies {
                 // Damage must not cost another copy.
-                needed[copy.segment] |= copy.segment == kept || segments[copy.segment].is_suspect;
+                needed[copy.segment] |=
+                    copy.segment == kept.segment || segments[copy.segment].is_suspect;
             }
-            let kept = copies.iter().find(|copy| copy.segment == kept).expect("it is one of them");
             live[kept.segment] += u64::from(kept.row.stored_len);
             Ok(())
         };
         self.tables.join(&self.needs, &mut each, &mut || Ok(()))?;
-        let mut plan = Vec::new();
+        let (mut dead, mut partly) = (Vec::new(), Vec::new());
         let report = &mut self.report;
         for (at, segment) in segments.iter().enumerate().filter(|(at, _)| is_listed[*at]) {
             report.all.add(segment.len);
-            let is_dead = !needed[at] && !segment.is_untouchable;
-            if is_dead && is_candidate.get(at) == Some(&true) {
+            let is_candidate = is_candidate.get(at) == Some(&true) && !segment.is_untouchable;
+            if is_candidate && !needed[at] {
                 report.planned.add(segment.len);
-                plan.push(at);
-            } else {
-                report.left_bytes += segment.frame_bytes.saturating_sub(live[at]);
+                dead.push(at);
+                continue;
+            }
+            report.left_bytes += segment.frame_bytes.saturating_sub(live[at]);
+            if is_candidate && !segment.is_suspect && !of_running.contains(&segment.id) {
+                partly.push(at);
             }
         }
-        Ok(plan)
+        let is_condemned = |at: usize| of_others.contains(&segments[at].id);
+        let chosen = self.to_rewrite(&partly, &live, &is_condemned);
+        let mut moving: BTreeMap<usize, Vec<u32>> =
+            chosen.into_iter().map(|at| (at, Vec::new())).collect();
+        if !moving.is_empty() {
+            let mut each = |id: &ChunkId, copies: &[Copy]| {
+                let kept = kept(id, copies)?;
+                if let Some(offsets) = moving.get_mut(&kept.segment) {
+                    offsets.push(kept.row.offset);
+                }
+                Ok(())
+            };
+            self.tables.join(&self.needs, &mut each, &mut || Ok(()))?;
+        }
+        for at in moving.keys() {
+            let segment = &self.tables.segments[*at];
+            self.report.rewritten.add(segment.len);
+            self.report.moved_bytes += live[*at];
+            self.report.left_bytes -= segment.frame_bytes.saturating_sub(live[*at]);
+        }
+        Ok(Plan { dead, moving })
+    }
+
+    /// Chooses segments to rewrite: those that are condemned, those with little use, and small ones
+    /// if they are many.
+    fn to_rewrite(
+        &self,
+        partly: &[usize],
+        live: &[u64],
+        is_condemned: &dyn Fn(usize) -> bool,
+    ) -> Vec<usize> {
+        let segments = &self.tables.segments;
+        let mut wanted = Vec::new();
+        for kind in [SegmentKind::Data, SegmentKind::Metadata] {
+            let of_kind = || partly.iter().copied().filter(|at| segments[*at].kind == kind);
+            let is_small = |at: &usize| segments[*at].len < usual_bytes(kind) / SMALL_PART;
+            let are_many_small = of_kind().filter(is_small).count() > SMALL_MAX;
+            for at in of_kind() {
+                let unused = segments[at].frame_bytes.saturating_sub(live[at]);
+                let has_little_use = live[at] < unused && unused >= GAIN_BYTES_MIN;
+                if is_condemned(at) || has_little_use || are_many_small && is_small(&at) {
+                    // The segments that cost least for what they give come first.
+                    wanted.push((live[at] * 1024 / segments[at].len.max(1), at));
+                }
+            }
+        }
+        wanted.sort_unstable();
+        let mut left = self.options.repack_bytes_max;
+        wanted.retain(|(_, at)| {
+            let fits = live[*at] <= left;
+            left -= if fits { live[*at] } else { 0 };
+            fits
+        });
+        wanted.into_iter().map(|(_, at)| at).collect()
+    }
+
+    /// Copies the chunks at these offsets of segments into new segments, without decoding them.
+    fn rewrite(&self, moving: &BTreeMap<usize, Vec<u32>>) -> Result<()> {
+        if moving.is_empty() {
+            return Ok(());
+        }
+        let store = self.store;
+        // In the order of their creation, so that chunks of one night stay together.
+        let mut ordered = Vec::new();
+        for at in moving.keys() {
+            ordered.push((store.index.number(&self.tables.segments[*at].id)?, *at));
+        }
+        ordered.sort_unstable();
+        let packer = Packer::new(store, false);
+        for (_, at) in ordered {
+            match self.copy(&self.tables.segments[at], moving[&at].clone(), &packer) {
+                // Another prune deleted it, after it copied the chunks.
+                Err(error) if store::is_not_found(&error) => {}
+                copied => copied?,
+            }
+        }
+        packer.finish()
+    }
+
+    /// Copies the chunks at these offsets of a segment.
+    fn copy(
+        &self,
+        segment: &ListedSegment,
+        mut offsets: Vec<u32>,
+        packer: &Packer<'_>,
+    ) -> Result<()> {
+        let store = self.store;
+        let name = segment::file_name(&segment.id);
+        let table = store.table(&segment.id, segment.len)?;
+        offsets.sort_unstable();
+        let is_live = |row: &&Row| offsets.binary_search(&row.offset).is_ok();
+        let rows: Vec<Row> = table.rows.iter().filter(is_live).copied().collect();
+        let (mut rows, mut bytes) = (&rows[..], Vec::new());
+        while let Some(first) = rows.first() {
+            store.observer().progress().check()?;
+            let from = u64::from(first.offset);
+            let near = rows.iter().take_while(|row| row.end() - from <= READ_BYTES).count();
+            let (batch, rest) = rows.split_at(near.max(1));
+            rows = rest;
+            bytes.resize((batch[batch.len() - 1].end() - from) as usize, 0);
+            store.backend.read(&name, from, &mut bytes).map_err(Error::store_read(&*name))?;
+            for row in batch {
+                let start = (u64::from(row.offset) - from) as usize;
+                let frame = &bytes[start..start + row.stored_len as usize];
+                packer.copy_frame(segment.kind, row.id, frame, row.plain_len as usize)?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes the segments of the plan as far as no snapshot needs them by now.
@@ -579,6 +734,14 @@ impl<'a> Prune<'a> {
             sessions::remove_announcement(backend, session, id)?;
         }
         Ok(())
+    }
+}
+
+/// Returns the bytes of a segment after which it takes no more chunks.
+fn usual_bytes(kind: SegmentKind) -> u64 {
+    match kind {
+        SegmentKind::Data => limits::DATA_SEGMENT_BYTES,
+        SegmentKind::Metadata => limits::METADATA_SEGMENT_BYTES,
     }
 }
 

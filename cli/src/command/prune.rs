@@ -13,7 +13,8 @@ use store::store::Purpose;
 /// Delete data that no snapshot needs
 ///
 /// Run it after `forgekeep forget`, and from time to time after killed backups. It deletes the segments
-/// without any chunk that a snapshot needs. Backups, restores, checks and other prunes may run at the
+/// without any chunk that a snapshot needs. From those with little use, and from small ones if they are
+/// many, it copies the needed chunks into new segments first. Backups, restores, checks and other prunes may run at the
 /// same time, on this and on other machines; the prune waits for the backups that began before it.
 ///
 /// If a backup still runs after --wait, nothing is deleted, and the exit code is 3. A prune that was
@@ -32,6 +33,9 @@ pub struct Prune {
     /// Wait this long for running backups, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     wait: Duration,
+    /// Copy at most this many bytes out of partly needed segments, such as 500M or 20G
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    max_repack_size: Option<u64>,
     /// State that only this machine writes to the store. Needed on network and FUSE file systems, whose
     /// listings may be stale
     #[arg(long)]
@@ -44,6 +48,7 @@ impl Prune {
         let (store, watch) = super::open_to_change(&global.place()?, ui, purpose, "prune")?;
         let options = PruneOptions {
             is_dry: self.dry_run,
+            repack_bytes_max: self.max_repack_size.unwrap_or(u64::MAX),
             wait: self.wait,
             now: now(),
             host: instance::host(),
@@ -63,14 +68,23 @@ impl Prune {
     }
 
     fn print_plan(&self, report: &PruneReport, place: &str, ui: &Ui) -> Result<(), Failure> {
-        let PruneReport { all, planned, snapshots, .. } = report;
+        let PruneReport { all, planned, rewritten, moved_bytes, snapshots, .. } = report;
         ui.remark(format!(
-            "plan for {place}: delete {} of {}, {} of {}; {} stay",
-            planned.segments,
-            count(all.segments, "segment"),
-            size(planned.bytes),
-            size(all.bytes),
+            "plan for {place}: {} with {} in {}",
             count(*snapshots, "snapshot"),
+            size(all.bytes),
+            count(all.segments, "segment"),
+        ))?;
+        ui.remark(format!(
+            "delete   {}, {}",
+            count(planned.segments, "segment"),
+            size(planned.bytes)
+        ))?;
+        ui.remark(format!(
+            "rewrite  {}, {}: {} are copied",
+            count(rewritten.segments, "segment"),
+            size(rewritten.bytes),
+            size(*moved_bytes),
         ))
     }
 
@@ -83,6 +97,8 @@ impl Prune {
             snapshots: report.snapshots,
             segments: report.all,
             planned: report.planned,
+            rewritten: report.rewritten,
+            moved_bytes: report.moved_bytes,
             deleted: report.deleted,
             left_bytes: report.left_bytes,
             undeletable: report.undeletable,
@@ -95,15 +111,16 @@ impl Prune {
             ));
             return Ok(());
         }
-        let freed = match self.dry_run {
-            true => ("would delete", report.planned),
-            false => ("deleted", report.deleted),
+        let PruneReport { planned, rewritten, deleted, .. } = report;
+        let all = planned.bytes + rewritten.bytes;
+        let (what, segments, bytes) = match self.dry_run {
+            true => ("would free", planned.segments + rewritten.segments, all),
+            false => ("freed", deleted.segments, deleted.bytes),
         };
-        let (what, segments) = freed;
         ui.line(format!(
-            "{what} {}, {}, of {place}",
-            count(segments.segments, "segment"),
-            size(segments.bytes),
+            "{what} {} of {place}: {} deleted",
+            size(bytes.saturating_sub(report.moved_bytes)),
+            count(segments, "segment"),
         ))?;
         if report.left_bytes > 0 {
             ui.remark(format!(
@@ -129,9 +146,35 @@ fn time(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds.into()))
 }
 
+/// Reads a size such as `500M` or `20G`, in powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let shift = match &text[number.len()..] {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "give a number with K, M, G or T, such as 500M".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, size) in [("0", 0), ("7", 7), ("2K", 2048), ("500M", 500 << 20), ("1T", 1 << 40)]
+        {
+            assert_eq!(bytes(text), Ok(size), "{text}");
+        }
+        for text in ["", "M", "-1", "1.5G", "5MB", "5 M", "99999999999T"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn times_have_a_unit() {

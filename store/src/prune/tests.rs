@@ -78,6 +78,7 @@ impl Fixture {
 fn options() -> PruneOptions {
     PruneOptions {
         is_dry: false,
+        repack_bytes_max: u64::MAX,
         wait: Duration::ZERO,
         now: NOW,
         host: "pruner".into(),
@@ -483,14 +484,17 @@ fn a_prune_that_fails_at_any_step_loses_nothing_and_the_next_one_goes_on() {
     for fail_at in 0.. {
         let fixture = Fixture::new();
         let store = fixture.store(0);
+        // A segment with little use, and others without any.
+        let many: Vec<u64> = (1..15).collect();
+        let partly = backup(&store, &many);
         let kept = [&[1, 2, 3][..], &[3, 4, 5]].map(|seeds| backup(&store, seeds));
-        let old = [&[6, 7][..], &[7, 8]].map(|seeds| backup(&store, seeds));
+        let old = [partly, backup(&store, &[26, 27]), backup(&store, &[27, 28])];
         // A backup that was killed.
         std::mem::forget(begin(&store, &[10]));
         old.iter().for_each(|id| fixture.forget(id));
         drop(store);
         let late = Time { seconds: NOW.seconds + 3600, ..NOW };
-        fixture.prune();
+        assert!(fixture.prune().is_postponed());
         let count = AtomicUsize::new(0);
         let fault = move |operation, name: &str| {
             // Reads and listings of segments change nothing.
@@ -511,7 +515,7 @@ fn a_prune_that_fails_at_any_step_loses_nothing_and_the_next_one_goes_on() {
         let store = fixture.store(1);
         kept.iter().for_each(|id| reads(&store, id));
         // A backup beside the remains.
-        let new = backup(&store, &[6, 7]);
+        let new = backup(&store, &[6, 7, 26]);
         drop(store);
         fixture.is_intact();
         prune(&fixture.store(0), &late, &mut |_| {}).expect("goes on");
@@ -523,3 +527,95 @@ fn a_prune_that_fails_at_any_step_loses_nothing_and_the_next_one_goes_on() {
         }
     }
 }
+
+/// Returns the bytes of all segments.
+fn segment_bytes(fixture: &Fixture) -> u64 {
+    let names = fixture.names("segments/");
+    names.iter().map(|name| fixture.memory.len(name).expect("is there")).sum()
+}
+
+#[test]
+fn needed_chunks_are_copied_out_of_segments_with_little_use() {
+    let fixture = Fixture::new();
+    let store = fixture.store(0);
+    let many: Vec<u64> = (0..40).collect();
+    let old = backup(&store, &many);
+    let kept = backup(&store, &[3, 17, 39]);
+    drop(store);
+    fixture.forget(&old);
+    let before = segment_bytes(&fixture);
+    let limited = PruneOptions { repack_bytes_max: 9_000, ..options() };
+    let report = prune(&fixture.store(0), &limited, &mut |_| {}).expect("prunes");
+    assert_eq!((report.rewritten.segments, report.deleted.segments), (0, 0));
+    assert!(report.left_bytes > 150_000);
+    let report = fixture.prune();
+    assert_eq!((report.rewritten.segments, report.deleted.segments), (1, 1), "{report:?}");
+    assert!((15_000..16_000).contains(&report.moved_bytes), "{report:?}");
+    assert!(segment_bytes(&fixture) < before / 5);
+    for host in 0..2 {
+        reads(&fixture.store(host), &kept);
+    }
+    fixture.is_intact();
+    assert_eq!(fixture.prune().deleted, Segments::default());
+}
+
+#[test]
+fn many_small_segments_are_joined() {
+    let fixture = Fixture::new();
+    let store = fixture.store(0);
+    let ids: Vec<SnapshotId> = (0..40).map(|night| backup(&store, &[night])).collect();
+    drop(store);
+    assert_eq!(fixture.names("segments/").len(), 80);
+    let report = fixture.prune();
+    assert_eq!((report.rewritten.segments, report.deleted.segments), (80, 80));
+    assert_eq!(fixture.names("segments/").len(), 2);
+    for host in 0..2 {
+        ids.iter().for_each(|id| reads(&fixture.store(host), id));
+    }
+    fixture.is_intact();
+    assert_eq!(fixture.prune().deleted, Segments::default());
+}
+
+#[test]
+fn a_full_disk_stops_only_the_copies() {
+    let fixture = Fixture::new();
+    let store = fixture.store(0);
+    let many: Vec<u64> = (0..40).collect();
+    let old = [backup(&store, &many), backup(&store, &[50])];
+    let kept = backup(&store, &[3]);
+    drop(store);
+    old.iter().for_each(|id| fixture.forget(id));
+    let fault = |operation, name: &str| match operation {
+        Operation::Publish if name.starts_with("segments/") => {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        _ => Ok(()),
+    };
+    let backend = Faulty::new(fixture.memory.clone(), Arc::new(fault));
+    let store = fixture.open_on(Arc::new(backend), 0).expect("opens");
+    let report = prune(&store, &options(), &mut |_| {}).expect("prunes");
+    assert_eq!((report.rewritten.segments, report.deleted.segments), (1, 2), "{report:?}");
+    reads(&store, &kept);
+    fixture.is_intact();
+    assert_eq!(fixture.prune().deleted.segments, 1);
+    fixture.is_intact();
+}
+
+#[test]
+fn segments_that_a_dead_prune_condemned_are_freed_of_their_chunks() {
+    let fixture = Fixture::new();
+    let store = fixture.store(0);
+    let kept = backup(&store, &[1, 2, 3]);
+    let ids: Vec<SegmentId> =
+        store.index.segments().expect("lists").iter().map(|segment| segment.id).collect();
+    // It ran on another machine, and never comes back.
+    drop(condemned::write(&fixture.memory, None, "other", &ids).expect("condemns"));
+    drop(store);
+    assert_eq!(fixture.prune().deleted.segments, 2);
+    fixture.prune();
+    assert_eq!(fixture.names("condemned/"), [""; 0]);
+    reads(&fixture.store(1), &kept);
+    fixture.is_intact();
+}
+
+mod model;
