@@ -124,8 +124,14 @@ fn garbage_of_killed_backups_goes() {
     }
     run.kill();
     run.wait();
-    assert!(segments(&sandbox).1 > before.1 + 60_000_000);
+    let garbage = segments(&sandbox).1 - before.1;
+    assert!(garbage > 60_000_000);
+    let stats = sandbox.json(["stats"]);
+    assert_eq!(stats[0]["garbage_bytes"], garbage);
+    let shown = sandbox.run(["stats"]).ok().stdout;
+    assert!(shown.contains("that no snapshot needs (see `prune`)"), "{shown}");
     sandbox.run(["prune"]).ok();
+    assert_eq!(sandbox.json(["stats"])[0]["garbage_bytes"], 0);
     assert_eq!(segments(&sandbox), before);
     sandbox.assert_clean();
 }

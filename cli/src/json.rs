@@ -1071,6 +1071,9 @@ pub struct Stats {
     pub total_uncompressed_size: u64,
     /// Number of all chunks.
     pub total_blob_count: u64,
+    /// Bytes that no snapshot needs, such as those of killed backups, and those of running ones. Null
+    /// if only some snapshots were selected, and if it is unknown.
+    pub garbage_bytes: Option<u64>,
     /// Sums over the backups that made the selected snapshots.
     pub backups: ReuseFigures,
     /// Chunks of content.

@@ -6,9 +6,12 @@ use crate::report::{self, count, size};
 use crate::select::{self, ListFilter, Selection};
 use crate::ui::Ui;
 use clap::Args;
+use std::time::Duration;
 use store::check_record::Standing;
+use store::prune::{PruneOptions, prune};
 use store::segment::SegmentKind;
 use store::snapshot::Statistics;
+use store::store::Store;
 
 /// Show sizes and the savings by deduplication and compression
 #[derive(Debug, Args)]
@@ -28,6 +31,8 @@ impl Stats {
             store.index().totals(SegmentKind::Data)?,
             store.index().totals(SegmentKind::Metadata)?,
         ];
+        // The space that only the selected snapshots use is unknown.
+        let garbage = if self.filter.is_empty() { garbage(&store, ui) } else { None };
         watch.end();
         let judged = examination::judge(&store, &snapshots, ui);
         let is_checked = |id| judged.get(id).is_some_and(|of| of.standing == Standing::Checked);
@@ -55,6 +60,7 @@ impl Stats {
             total_size: stored,
             total_uncompressed_size: data.plain_bytes + metadata.plain_bytes,
             total_blob_count: data.chunks + metadata.chunks,
+            garbage_bytes: garbage,
             backups: (&reuse).into(),
             data,
             metadata,
@@ -73,6 +79,12 @@ impl Stats {
                 count(totals.segments, "segment")
             ))?;
         }
+        if let Some(garbage) = garbage.filter(|garbage| *garbage > 0) {
+            ui.line(format!(
+                "garbage       {} that no snapshot needs (see `prune`)",
+                size(garbage)
+            ))?;
+        }
         if let Some(saved) = report::reuse(&reuse) {
             ui.line(format!("backups       {saved}"))?;
         }
@@ -84,6 +96,27 @@ impl Stats {
             ))?;
         }
         select::answered(is_sure && !store.has_unlisted_segments())
+    }
+}
+
+/// Returns the bytes of chunks that no snapshot needs; `None`, with a warning, if that is unknown.
+fn garbage(store: &Store, ui: &Ui) -> Option<u64> {
+    let options = PruneOptions {
+        is_dry: true,
+        repack_bytes_max: 0,
+        wait: Duration::ZERO,
+        now: report::now(),
+        host: String::new(),
+        is_only_host: true,
+    };
+    match prune(store, &options, &mut |_| {}) {
+        Ok(report) => Some(report.planned.bytes + report.left_bytes),
+        // Only killed backups wrote to it.
+        Err(store::Error::NoSnapshots(_)) => None,
+        Err(error) => {
+            ui.warn(&format!("the space that no snapshot needs is unknown: {error}"));
+            None
+        }
     }
 }
 
