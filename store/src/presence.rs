@@ -71,7 +71,8 @@ impl Writer {
         let Some(local) = local.filter(|_| self.is_locked && !self.boot.is_empty()) else {
             return Life::Unknown;
         };
-        if self.boot != boot() {
+        // Two mounts of a network file system may not share their locks.
+        if self.boot != boot() || local.is_remote().unwrap_or(true) {
             return Life::Unknown;
         }
         match local.is_held(name) {

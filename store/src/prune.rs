@@ -284,7 +284,16 @@ impl<'a> Prune<'a> {
                 // A session without markers has ended, or another prune fenced it.
                 let Some(session) = listed.remove(&id) else { continue };
                 let (host, life) = sessions::life(backend, local, &id)?;
-                if life == Life::Ended || fences.contains(&id) || !session.is_open() {
+                if fences.contains(&id) || !session.is_open() {
+                    self.closed.insert(id, life);
+                    continue;
+                }
+                if life == Life::Ended {
+                    match sessions::fence(backend, &id) {
+                        // On a full disk, its lock alone proves that it ended.
+                        Err(error) if error.is_out_of_space() => {}
+                        fenced => fenced?,
+                    }
                     self.closed.insert(id, life);
                     continue;
                 }
