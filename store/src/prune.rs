@@ -162,7 +162,7 @@ struct Plan {
     moving: BTreeMap<usize, Vec<u32>>,
 }
 
-/// What became of the wait for sessions.
+/// Result of the wait for sessions.
 enum Waited {
     AllEnded,
     /// Hosts whose sessions still run.

@@ -933,7 +933,7 @@ enum Refs {
     LackTables(Option<Stat>),
 }
 
-/// What changed during a reading.
+/// A change during a reading, after which the copy may not be whole.
 enum Changed {
     /// A file that decides how the others are understood, by its path.
     Guide(Vec<u8>),
