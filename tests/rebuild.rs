@@ -91,6 +91,14 @@ impl Bench {
     }
 }
 
+/// Prepares a run of a shell script that reads the sandbox's configuration, in a mount namespace.
+fn in_namespace(sandbox: &Sandbox, script: &str) -> Run {
+    sandbox
+        .in_mount_namespace(script)
+        .env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
+        .without_env("FORGEKEEP_STORE")
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("an entry"));
     let mut names: Vec<String> =
@@ -707,8 +715,7 @@ esac
 END
         chmod 755 /usr/local/sbin/systemctl
         exec "$@""#;
-    let run = sandbox.in_mount_namespace(script).args(["sh", FORGEKEEP]).args(arguments);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml")).without_env("FORGEKEEP_STORE")
+    in_namespace(sandbox, script).args(["sh", FORGEKEEP]).args(arguments)
 }
 
 /// Creates a Mattermost of its own below a root, which runs, and its configuration.
@@ -867,11 +874,7 @@ fn mount_points_stay_and_get_the_restored_files() {
         cat refused
         grep 'data/a b/disk cannot be written to: Read-only' refused
         test $(ls -d data/.before-rebuild-* | wc -l) = 2";
-    let run = sandbox.in_mount_namespace(script);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-        .run()
-        .ok();
+    in_namespace(&sandbox, script).run().ok();
 }
 
 #[test]
@@ -919,11 +922,7 @@ fn bind_mounted_files_and_layers_of_overlayfs_are_rebuilt() {
         cat refused
         grep 'deep/er/f is a mount point' planned refused
         test ! -e stopped";
-    let run = sandbox.in_mount_namespace(script);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-        .run()
-        .ok();
+    in_namespace(&sandbox, script).run().ok();
 }
 
 #[test]
@@ -952,11 +951,7 @@ fn holes_and_further_names_need_no_space() {
         no $FK rebuild forge --dry-run 2> refused
         cat refused
         grep 'the files need' refused";
-    let run = sandbox.in_mount_namespace(script);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-        .run()
-        .ok();
+    in_namespace(&sandbox, script).run().ok();
 }
 
 #[test]
@@ -984,11 +979,7 @@ fn a_rebuild_does_not_continue_on_another_disk() {
         umount data
         $FK rebuild forge --yes
         grep content data/f";
-    let run = sandbox.in_mount_namespace(script);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-        .run()
-        .ok();
+    in_namespace(&sandbox, script).run().ok();
 }
 
 /// Settings of sshd could lock the admin out, and a number can belong to somebody else.
@@ -1020,11 +1011,7 @@ fn settings_of_sshd_stay_and_foreign_accounts_are_named() {
         grep oldkey etc/ssh/ssh_host_rsa_key
         names wiki:x:64501:0::/:/bin/sh
         $FK rebuild forge --yes";
-    let run = sandbox.in_mount_namespace(script);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-        .run()
-        .ok();
+    in_namespace(&sandbox, script).run().ok();
 }
 
 #[test]
@@ -1049,13 +1036,7 @@ fn a_store_behind_another_mount_stays() {
     let config = std::fs::read_to_string(sandbox.path("forgekeep.toml")).expect("reads");
     for (bound, inner) in [("data", "pages/st"), ("data/pages", "st")] {
         std::fs::write(sandbox.path("forgekeep.toml"), &config).expect("writes");
-        let run = sandbox.in_mount_namespace(script);
-        run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-            .env("BOUND", bound)
-            .env("INNER", inner)
-            .without_env("FORGEKEEP_STORE")
-            .run()
-            .ok();
+        in_namespace(&sandbox, script).env("BOUND", bound).env("INNER", inner).run().ok();
         std::fs::remove_dir_all(sandbox.path("data/pages/st")).expect("removes");
     }
 }
@@ -1090,11 +1071,7 @@ fn a_full_disk_ends_the_rebuild_before_services_start() {
         test $(ls data | wc -l) = 40
         test $(ls -d data/.before-rebuild-* | wc -l) = 1
         test -e started";
-    let run = sandbox.in_mount_namespace(script);
-    run.env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-        .run()
-        .ok();
+    in_namespace(&sandbox, script).run().ok();
 }
 
 #[test]

@@ -449,7 +449,7 @@ pub fn judge<'a>(
 /// Runs whose faults are outweighed.
 type Outweighed<'a> = HashSet<&'a str>;
 
-/// What examinations of one kind found out about a snapshot.
+/// Findings of the examinations of one kind about a snapshot.
 #[derive(Default)]
 struct Findings<'a> {
     /// Records of faults.
@@ -465,19 +465,19 @@ struct Findings<'a> {
 impl<'a> Findings<'a> {
     /// Adds a record that has no fault of the snapshot and outweighs the faults of the runs `known`.
     fn good(&mut self, record: &'a CheckRecord, known: &[&'a str]) {
-        let add = |to: &mut Option<(Judged, Outweighed<'a>)>, standing| {
+        let add = |to: &mut Option<(Judged, Outweighed<'a>)>, standing, known: &[&'a str]| {
             let judged = Judged::of(record, standing);
             to.get_or_insert_with(|| (judged, HashSet::new())).1.extend(known);
         };
         if record.kind == CheckKind::Check {
-            add(&mut self.structure, Standing::Structure);
+            add(&mut self.structure, Standing::Structure, known);
         }
         match record.level {
+            // Another sample may have the fault.
             CheckLevel::Sample if record.is_proof() => {
-                let judged = Judged::of(record, Standing::Checked);
-                self.proof.get_or_insert_with(|| (judged, HashSet::new()));
+                add(&mut self.proof, Standing::Checked, &[]);
             }
-            _ if record.is_proof() => add(&mut self.proof, Standing::Checked),
+            _ if record.is_proof() => add(&mut self.proof, Standing::Checked, known),
             CheckLevel::Part { n, of } if (1..=of).contains(&n) => {
                 let (parts, _) =
                     self.parts.entry(of).or_insert_with(|| (BTreeMap::new(), record.started));

@@ -182,7 +182,7 @@ impl Drill {
             |filter: &Filter| select::find_of_instance(store, selector, &self.instance, filter);
         match of(&self.filter) {
             Err(ambiguous @ Failure::Usage { .. }) if self.snapshot.is_none() => {
-                let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+                let host = instance::host();
                 let found = self.filter.of_host(&host).and_then(|filter| of(&filter).ok());
                 let found = found.ok_or(ambiguous)?;
                 let text = format!(

@@ -42,7 +42,7 @@ const NAME_BYTES_MAX: usize = 63;
 /// Largest output of a client that is kept, in bytes.
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 /// Largest dump of roles in bytes.
-const GLOBALS_BYTES_MAX: usize = 256 << 20;
+const GLOBALS_BYTES_MAX: u64 = 256 << 20;
 /// Pause between two looks whether the server has made a database.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 /// Dump of roles, in the directory of dumps.
@@ -119,12 +119,14 @@ impl<'a> Loader<'a> {
                 own.extend(owners(&listed, &existing));
             }
         }
-        let mut text = Limited { bytes: Vec::new() };
-        store::dump::dump(self.store, &entry, &mut text)?.map_err(|error| Error::Malformed {
-            path: PathBuf::from("/").join(DIR).join(GLOBALS),
-            reason: error.to_string(),
-        })?;
-        let text = String::from_utf8_lossy(&text.bytes);
+        let path = || PathBuf::from("/").join(DIR).join(GLOBALS);
+        if entry.size > GLOBALS_BYTES_MAX {
+            return Err(Error::Malformed { path: path(), reason: "it is too large".into() });
+        }
+        let mut text = Vec::new();
+        store::dump::dump(self.store, &entry, &mut text)?
+            .map_err(|source| Error::Read { path: path(), source })?;
+        let text = String::from_utf8_lossy(&text);
         let has_passwords = !self.manifest.notes.iter().any(|note| note == NO_ROLE_PASSWORDS);
         Ok(Some(roles::choose(&text, &existing, &own, connected, has_passwords)))
     }
@@ -518,25 +520,6 @@ impl Write for Start {
     }
 }
 
-/// Keeps the bytes of a file that is small.
-struct Limited {
-    bytes: Vec<u8>,
-}
-
-impl Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.bytes.len() + bytes.len() > GLOBALS_BYTES_MAX {
-            return Err(std::io::Error::other("it is too large"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Returns the database to connect to while another one is renamed or created.
 fn beside(name: &str) -> &'static str {
     if name == MAINTENANCE { "template1" } else { MAINTENANCE }
@@ -579,8 +562,7 @@ fn is_absent(error: &str) -> bool {
 }
 
 fn has(connection: &mut Connection<'_>, name: &str) -> Result<bool> {
-    let query = format!("select 1 as one from pg_database where datname = {}", literal(name));
-    Ok(!connection.rows::<serde_json::Value>(&query)?.is_empty())
+    Ok(number(connection, name)?.is_some())
 }
 
 /// Returns the number of a database (oid); `None` if there is none of this name.

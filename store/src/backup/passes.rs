@@ -11,14 +11,14 @@ use super::{BackupOptions, Report, inside_of, named, outside, pipeline, survey, 
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, is_within, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::SourceGlobs;
+use crate::glob::{SourceGlobs, ends};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
 use crate::store::Store;
 use crate::threads;
 use crate::tree::{Lookup, TreeReader};
-use crate::walk::{Excluded, Rules, join};
+use crate::walk::{Excluded, Rules};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -79,7 +79,7 @@ pub struct Sources {
     pub leave: Vec<PathBuf>,
 }
 
-/// What a pass read.
+/// Result of a pass.
 struct PassRead {
     tree: (ChunkId, Totals),
     /// Git directories from which others borrow objects, as paths in a tree.
@@ -114,7 +114,7 @@ pub struct Backup<'a> {
     trees: Vec<(ChunkId, Totals)>,
     /// Git directories that the last of these trees has as a whole. Of the others, only the objects
     /// count, which a borrower may need.
-    replaced: Vec<Vec<u8>>,
+    replaced: HashSet<Vec<u8>>,
     /// Streams, and the directories above them.
     streams: BTreeMap<Vec<u8>, Entry>,
     /// Paths of all passes.
@@ -269,7 +269,7 @@ impl<'a> Backup<'a> {
             }
             self.trees.push(read.tree);
             if self.unreadable_count() == unreadable {
-                self.replaced = again;
+                self.replaced = again.into_iter().collect();
                 self.tree()?;
                 self.replaced.clear();
             }
@@ -500,13 +500,13 @@ impl<'a> Backup<'a> {
 struct Merging<'a> {
     readers: Vec<(TreeReader<'a>, Option<Entry>)>,
     /// Git directories of which only the last tree has more than objects.
-    replaced: &'a [Vec<u8>],
+    replaced: &'a HashSet<Vec<u8>>,
 }
 
 impl<'a> Merging<'a> {
     fn new(
         trees: &[(ChunkId, Totals)],
-        replaced: &'a [Vec<u8>],
+        replaced: &'a HashSet<Vec<u8>>,
         chunks: &'a dyn Chunks,
     ) -> Result<Merging<'a>> {
         let readers = trees.iter().map(|(root, _)| (TreeReader::new(root, chunks), None)).collect();
@@ -519,11 +519,12 @@ impl<'a> Merging<'a> {
     fn advance(&mut self, at: usize) -> Result<Option<Entry>> {
         let (is_last, replaced) = (at + 1 == self.readers.len(), self.replaced);
         let counts = |entry: &Entry| {
-            let is_kept = |dir: &Vec<u8>| {
-                let is_in = |inner: &[u8]| is_within(&entry.path, &join(dir, inner));
-                !is_within(&entry.path, dir) || is_in(b"objects") && !is_in(b"objects/info")
-            };
-            is_last || replaced.iter().all(is_kept)
+            let path = &entry.path[..];
+            let dir = ends(path).find(|end| replaced.contains(&path[..*end])).filter(|_| !is_last);
+            dir.is_none_or(|end| {
+                let inner = path[end..].strip_prefix(b"/").unwrap_or_default();
+                is_within(inner, b"objects") && !is_within(inner, b"objects/info")
+            })
         };
         let (reader, next) = &mut self.readers[at];
         loop {
