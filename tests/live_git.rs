@@ -722,6 +722,42 @@ fn pools_that_appear_or_are_left_meanwhile_cost_no_objects() {
 }
 
 #[test]
+fn a_repository_that_is_moved_away_and_back_meanwhile_is_whole() {
+    let away = "mv s/a.git x; sleep 0.15; mv x s/a.git";
+    let sandbox = changed_meanwhile("mkdir s; mv a.git s", "s", "a.git/zz", away);
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
+}
+
+#[test]
+fn packs_behind_a_link_are_as_new_as_the_references() {
+    let prepare = "mkdir -p s/0; mv a.git s; mv s/a.git/objects/pack s/0/packs
+        ln -s ../../0/packs s/a.git/objects/pack";
+    let repack =
+        "cd s/a.git; git commit-tree -m new main^{tree} >x; git update-ref refs/heads/new $(cat x)
+        git repack -adq";
+    let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", repack);
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
+}
+
+#[test]
+fn places_of_objects_that_are_not_in_the_backup_are_named() {
+    let sandbox = Sandbox::with_store();
+    let create = "git init -q -b main work; git -C work commit -q --allow-empty -m 1
+        mkdir -p s; git clone -q --bare work pool.git
+        git clone -q --bare --shared pool.git s/a.git
+        git clone -q --bare work s/b.git; mv s/b.git/objects/pack packs
+        ln -s ../../../packs s/b.git/objects/pack";
+    sandbox.tool("sh").args(["-ec", create]).run().ok();
+    let outcome = sandbox.run(["backup", "s"]).ok();
+    let named = format!("s/b.git needs objects of {}", sandbox.text("packs"));
+    assert!(outcome.stderr.contains(&named), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("(1 more"), "{}", outcome.stderr);
+    // Another source has them.
+    let outcome = sandbox.run(["backup", "s", "pool.git", "packs"]).ok();
+    assert!(!outcome.stderr.contains("needs objects"), "{}", outcome.stderr);
+}
+
+#[test]
 fn the_reftable_of_a_linked_work_tree_is_whole() {
     let prepare = "rm -r work; git init -q -b main --ref-format=reftable work
         git -C work commit -q --allow-empty -m 1
@@ -780,7 +816,7 @@ fn a_repository_without_a_quiet_moment_is_reported() {
     let mut backups = (0..20).map(|_| shared.run(["backup", "a.git"]));
     let outcome = backups.find(|outcome| outcome.code() != Some(0)).expect("finds no moment");
     drop(worker);
-    let said = "a.git/config: it kept changing during the backup";
+    let said = "a.git: its config kept changing during the backup";
     assert!(outcome.ends_with(3).stderr.contains(said));
 }
 

@@ -157,8 +157,8 @@ fn a_listed_name_without_an_entry_is_reported() {
 
 #[test]
 fn a_file_that_exists_and_cannot_be_opened_is_reported() {
-    // The file system finds it in the listing only. Its second opening shows that it exists.
-    reports_a_lost_file(&["-P", "sub/lost", "-e", "inject=openat2:error=ENOENT:when=1"]);
+    // Its whole path shows that it exists.
+    reports_a_lost_file(&["-P", "sub/lost", "-P", "lost", "-e", "inject=openat2:error=ENOENT"]);
 }
 
 #[test]
@@ -415,6 +415,47 @@ impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         self.0.tool("umount").args(["-l", self.1]).run();
     }
+}
+
+/// Creates `s/a/d` with 99 files, whose replacement is in `new`. While a backup of `source` waits in
+/// front of one of the files, runs the shell command `change`. Returns the files in its copy.
+fn replaced_meanwhile(source: &str, replacement: &str, change: &str) -> BTreeSet<String> {
+    let sandbox = Sandbox::with_store();
+    for n in 100..199 {
+        sandbox.write(&format!("s/a/d/{n}"), "old");
+        sandbox.write(&format!("new/{replacement}/{}", n + 50), "new");
+    }
+    sandbox.write(&format!("new/{replacement}/sub/file"), "new");
+    let lease = Lease::hold(&sandbox, "s/a/d/100", Some(change));
+    let outcome = sandbox.run(["backup", source]);
+    lease.end(&sandbox);
+    outcome.ok();
+    sandbox.restore(&sandbox.at("latest", source), "copy");
+    files(&sandbox.path("copy"))
+}
+
+#[test]
+fn a_directory_that_is_replaced_meanwhile_is_whole() {
+    let below = |above: &'static str| {
+        let names = (150..249).map(|n| n.to_string()).chain(["sub/file".to_owned()]);
+        names.map(move |name| format!("{above}{name}")).collect::<BTreeSet<_>>()
+    };
+    let remove = "rm -rf s/a/d; mv new s/a/d";
+    assert_eq!(replaced_meanwhile("s", "", remove), below("a/d/"));
+    let moved = "mv s/a/d old; mv new s/a/d";
+    assert_eq!(replaced_meanwhile("s", "", moved), below("a/d/"));
+    // A directory above it, and the source itself.
+    let above = "mv s/a old; mv new s/a; rm -rf old";
+    assert_eq!(replaced_meanwhile("s", "other", above), below("a/other/"));
+    let source = "rm -rf s; mv new s";
+    assert_eq!(replaced_meanwhile("s", "other", source), below("other/"));
+}
+
+#[test]
+fn a_directory_that_is_away_for_a_moment_is_read_again() {
+    let away = "mv s/a/d x; sleep 0.05; mv x s/a/d";
+    let all = (100..199).map(|n| format!("a/d/{n}")).collect();
+    assert_eq!(replaced_meanwhile("s", "", away), all);
 }
 
 #[test]

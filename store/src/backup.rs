@@ -27,6 +27,7 @@ mod previous;
 mod roots;
 mod run;
 mod survey;
+mod vanished;
 
 pub use passes::{Backup, Likeness, Sources};
 

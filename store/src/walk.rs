@@ -309,6 +309,17 @@ pub struct Found {
     pub path: Vec<u8>,
     /// Metadata of the object.
     pub stat: Stat,
+    /// Directory in which it was found. Not known in git directories and for the root of a walk.
+    pub above: Option<Arc<Above>>,
+}
+
+/// A directory in which objects were found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Above {
+    /// Inode number of the directory.
+    pub inode: u64,
+    /// Directory in which this one was found.
+    pub above: Option<Arc<Above>>,
 }
 
 /// One step of a walk.
@@ -321,11 +332,15 @@ pub enum Step {
     GitDir(Found, Option<Vec<Found>>),
     /// An object whose metadata or listing could not be read.
     Failed(Vec<u8>, io::Error),
+    /// An object that went away after it was listed, and the directory in which it was.
+    Vanished(Vec<u8>, Option<Arc<Above>>),
 }
 
 /// A directory to list, or a part of it.
 struct Node {
     path: Vec<u8>,
+    /// The directory itself.
+    dir: Arc<Above>,
     /// Scope of the directory, or of its content for a part.
     scope: Scope,
     part: Option<Part>,
@@ -370,6 +385,17 @@ enum Child {
     /// More children of the same directory.
     More(Arc<Node>),
     Failed(Vec<u8>, io::Error),
+    Vanished(Vec<u8>, Option<Arc<Above>>),
+}
+
+impl Child {
+    /// Returns the child for an object that could not be listed.
+    fn unlisted(path: Vec<u8>, above: Option<Arc<Above>>, error: io::Error) -> Child {
+        match error.kind() {
+            io::ErrorKind::NotFound => Child::Vanished(path, above),
+            _ => Child::Failed(path, error),
+        }
+    }
 }
 
 /// Children of a directory, and the nodes among them, in order.
@@ -466,7 +492,8 @@ impl Walk {
     /// Walks everything below `root` with `threads` threads besides the caller's. `top` is the
     /// metadata of that directory.
     pub fn new(root: Arc<Root>, top: Stat, rules: Rules, threads: usize) -> Walk {
-        let first = node_of(root.tree_path.clone(), Scope::all(top.device), None);
+        let dir = Arc::new(Above { inode: top.inode, above: None });
+        let first = node_of(root.tree_path.clone(), dir, Scope::all(top.device), None);
         let shared = Arc::new(Shared {
             rules,
             queue: Mutex::new(Queue { nodes: vec![Arc::clone(&first)], idle: 0, is_ended: false }),
@@ -480,7 +507,7 @@ impl Walk {
             threads::spawn(move || shared.work()).ok()
         };
         let threads = (0..threads).map_while(spawn).collect();
-        let top = Found { path: root.tree_path.clone(), stat: top };
+        let top = Found { path: root.tree_path.clone(), stat: top, above: None };
         let stack = vec![vec![Child::Found(top, Some(first))]];
         Walk { shared, stack, pending: None, threads }
     }
@@ -527,7 +554,8 @@ impl Iterator for Walk {
                     Listing::GitDir(content) => Step::GitDir(found, content),
                     Listing::Failed(error) => {
                         let path = found.path.clone();
-                        self.stack.push(vec![Child::Failed(path, error)]);
+                        let above = found.above.clone();
+                        self.stack.push(vec![Child::unlisted(path, above, error)]);
                         Step::Found(found)
                     }
                 });
@@ -535,11 +563,13 @@ impl Iterator for Walk {
             match self.stack.last_mut()?.pop() {
                 None => drop(self.stack.pop()),
                 Some(Child::Failed(path, error)) => return Some(Step::Failed(path, error)),
+                Some(Child::Vanished(path, above)) => return Some(Step::Vanished(path, above)),
                 Some(Child::Found(found, None)) => return Some(Step::Found(found)),
                 Some(Child::More(node)) => match self.listing(&node) {
                     Listing::Children(children) => self.stack.push(children),
                     Listing::Failed(error) => {
-                        return Some(Step::Failed(node.path.clone(), error));
+                        let (path, above) = (node.path.clone(), node.dir.above.clone());
+                        self.stack.push(vec![Child::unlisted(path, above, error)]);
                     }
                     Listing::GitDir(_) => unreachable!("a part is not a git directory"),
                 },
@@ -635,11 +665,11 @@ impl Shared {
                 let dir = dir.as_fd();
                 let stats = of.names.stats(dir, range.clone());
                 let (mut listed, missing) =
-                    self.look(dir, path, node.scope, &of.names, range.start, stats);
+                    self.look(dir, node, node.scope, &of.names, range.start, stats);
                 of.missing.lock().extend(missing);
                 if of.parts_left.fetch_sub(1, Ordering::AcqRel) == 1 {
                     let missing = std::mem::take(&mut *of.missing.lock());
-                    listed.children.extend(without_entry(dir, path, missing));
+                    listed.children.extend(without_entry(dir, node, missing));
                 }
                 listed.into_listing()
             }
@@ -693,8 +723,8 @@ impl Shared {
             let content = self.rules.scan_git_dirs.then(scan).flatten();
             return Some((Listing::GitDir(content), Vec::new()));
         }
-        let (mut listed, missing) = self.look(dir, path, scope, &names, 0, stats);
-        listed.children.extend(without_entry(dir, path, missing));
+        let (mut listed, missing) = self.look(dir, node, scope, &names, 0, stats);
+        listed.children.extend(without_entry(dir, node, missing));
         if !is_whole {
             let count = names.len();
             let of = Arc::new(LargeDir {
@@ -705,7 +735,7 @@ impl Shared {
             });
             for range in parts(count, PART_NAMES) {
                 let part = Some(Part { of: Arc::clone(&of), range });
-                listed.more(node_of(path.to_vec(), scope, part));
+                listed.more(node_of(path.to_vec(), Arc::clone(&node.dir), scope, part));
             }
         }
         // Entries listed before the error are still valid.
@@ -720,7 +750,7 @@ impl Shared {
     fn look(
         &self,
         dir: BorrowedFd<'_>,
-        path: &[u8],
+        node: &Node,
         scope: Scope,
         names: &Names,
         start: usize,
@@ -731,7 +761,7 @@ impl Shared {
         let mut missing = HashSet::new();
         for (stat, at) in stats.into_iter().zip(start..) {
             let name = names.get(at);
-            let path = join(path, name);
+            let path = join(&node.path, name);
             let stat = match stat {
                 Ok(stat) => stat,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -752,19 +782,23 @@ impl Shared {
                 Verdict::Alone => None,
                 Verdict::Within(scope) => (stat.kind == EntryKind::Directory).then_some(scope),
             };
-            let node = within.map(|scope| node_of(path.clone(), scope, None));
-            listed.nodes.extend(node.clone());
-            listed.children.push(Child::Found(Found { path, stat }, node));
+            let above = Some(Arc::clone(&node.dir));
+            let below = within.map(|scope| {
+                let dir = Arc::new(Above { inode: stat.inode, above: above.clone() });
+                node_of(path.clone(), dir, scope, None)
+            });
+            listed.nodes.extend(below.clone());
+            listed.children.push(Child::Found(Found { path, stat, above }, below));
         }
         (listed, missing)
     }
 }
 
 /// Tells names that vanished from names without an entry, as in a damaged directory: lists the
-/// directory again, and returns those that are still there. One that came back has vanished, too.
+/// directory again. Names that are still there have no entry. One that came back has vanished, too.
 fn without_entry(
     dir: BorrowedFd<'_>,
-    path: &[u8],
+    node: &Node,
     mut missing: HashSet<Box<[u8]>>,
 ) -> impl Iterator<Item = Child> {
     let mut listed = BTreeSet::new();
@@ -779,11 +813,17 @@ fn without_entry(
     let is_gone = |name: &[u8]| {
         source::stat_at(dir, name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     };
-    let lost: Vec<_> = listed.into_iter().filter(|name| is_gone(name)).collect();
-    lost.into_iter().map(|name| {
-        let error = io::Error::other("the directory lists it, but has no such entry");
-        Child::Failed(join(path, &name), error)
-    })
+    let (lost, back): (Vec<_>, Vec<_>) = listed.into_iter().partition(|name| is_gone(name));
+    let (path, above) = (node.path.clone(), Some(Arc::clone(&node.dir)));
+    let lost = lost.into_iter().map({
+        let path = path.clone();
+        move |name| {
+            let error = io::Error::other("the directory lists it, but has no such entry");
+            Child::Failed(join(&path, &name), error)
+        }
+    });
+    let vanished = missing.into_iter().chain(back);
+    lost.chain(vanished.map(move |name| Child::Vanished(join(&path, &name), above.clone())))
 }
 
 /// Returns the fault of a path in a directory, if it is too long to be stored.
@@ -1045,7 +1085,7 @@ impl Scan<'_> {
         let is_kept = crate::entry::is_valid_path(&path);
         // The content of `refs` belongs to another phase than `refs` itself.
         let ends_here = self.phase.is_some() && inner == b"refs";
-        visit(Scanned::Found(Found { path, stat }))?;
+        visit(Scanned::Found(Found { path, stat, above: None }))?;
         match verdict {
             Verdict::Within(scope)
                 if stat.kind == EntryKind::Directory && is_kept && !ends_here =>
@@ -1115,9 +1155,9 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
-fn node_of(path: Vec<u8>, scope: Scope, part: Option<Part>) -> Arc<Node> {
+fn node_of(path: Vec<u8>, dir: Arc<Above>, scope: Scope, part: Option<Part>) -> Arc<Node> {
     let (state, done) = (Mutex::new(State::Waiting), Condvar::new());
-    Arc::new(Node { path, scope, part, state, done })
+    Arc::new(Node { path, dir, scope, part, state, done })
 }
 
 #[cfg(test)]
@@ -1160,7 +1200,9 @@ mod tests {
         for name in fs::read_dir(dir.path()).expect("lists") {
             fs::remove_file(name.expect("lists").path()).expect("removes");
         }
-        assert_eq!(walk.count(), PART_NAMES - 1);
+        let (found, gone): (Vec<_>, Vec<_>) =
+            walk.partition(|step| !matches!(step, Step::Vanished(..)));
+        assert_eq!((found.len(), gone.len()), (PART_NAMES - 1, 9 * WHOLE_NAMES_MAX + PART_NAMES));
     }
 
     #[test]

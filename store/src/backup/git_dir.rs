@@ -5,8 +5,9 @@
 //! read again: objects may have moved to a place that the copy does not name.
 
 use super::entry_runs::EntryRuns;
-use super::ingest::Ingest;
+use super::ingest::{Ingest, Missing};
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
+use super::vanished::REPLACED_PAUSE;
 use crate::entry::{Displayed, Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
@@ -15,14 +16,15 @@ use crate::reuse::{self, Hint};
 use crate::source::{self, Stat};
 use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A new pack is compared with a pack that stays only if that one is at most this many times
 /// larger. Otherwise every push would be compared with all older packs.
@@ -34,8 +36,6 @@ const OPEN_FILES_MAX: usize = 512;
 const ROUNDS_MAX: usize = 100;
 /// Maximum number of times that a git directory is read because its [`git::GUIDES`] change.
 const READINGS_MAX: usize = 10;
-/// Pause before a directory that is being replaced is read again.
-const REPLACED_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of times because references changed while packs went away. In a busy repository
 /// they always do.
 const REFERENCES_READINGS_MAX: usize = 3;
@@ -47,6 +47,7 @@ const INNER_DEPTH_MAX: usize = 8;
 const TABLE_LIST_BYTES: u64 = 1 << 20;
 /// File of a reftable that lists its tables.
 const TABLE_LIST: &[u8] = b"tables.list";
+const MISSING: &str = "it exists, but the file system does not find it when it is read";
 /// Maximum bytes of a multi-pack-index that are searched for pack names.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
 
@@ -80,10 +81,13 @@ fn read_inner(
     };
     let dir = match open() {
         Ok(dir) => dir,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            ingest.vanished.note(&found.path, found.above.as_ref());
+            return Ok(());
+        }
         Err(error) => {
             ingest.unreadable(&found.path, &error);
-            return runs.merge(ingest.entry(root, found, None)?.into_iter(), send);
+            return runs.merge(ingest.entry(root, found, None)?.ok().into_iter(), send);
         }
     };
     let is_streamed = matches!(previous.below, Below::TooMany);
@@ -117,7 +121,9 @@ fn read_inner(
             // The copy may have a reference to a commit that is gone, as git itself had.
             Some(Changed::References) if readings >= REFERENCES_READINGS_MAX => break,
             Some(Changed::Guide(path)) if readings == READINGS_MAX => {
-                reading.unreadable(&path, &io::Error::other("it kept changing during the backup"));
+                let name = OsStr::from_bytes(reading.root.relative(&path)).displayed();
+                let error = format!("its {name} kept changing during the backup");
+                reading.unreadable(&found.path, &io::Error::other(error));
                 break;
             }
             Some(_) => {}
@@ -125,7 +131,10 @@ fn read_inner(
         // Another directory may have taken its place.
         match open() {
             Ok(dir) => reading.root = dir,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                ingest.vanished.note(&found.path, found.above.as_ref());
+                return Ok(());
+            }
             // Read on as long as it is open.
             Err(_) => {}
         }
@@ -441,8 +450,11 @@ impl Reading<'_, '_> {
             }
             previous => {
                 let root = root.unwrap_or(&*self.root);
-                let entry = self.ingest.entry(root, found, previous.as_ref())?;
-                self.keep(entry)
+                let read = self.ingest.entry(root, found, previous.as_ref())?;
+                if read == Err(Missing::Gone) && is_still_there(root, found) {
+                    self.unreadable(&found.path, &io::Error::other(MISSING));
+                }
+                self.keep(read.ok())
             }
         }
     }
@@ -468,7 +480,7 @@ impl Reading<'_, '_> {
             previous => {
                 let previous = previous.as_ref();
                 let entry = self.ingest.open_entry(found, file, Hint::Nothing, previous)?;
-                self.keep(entry)
+                self.keep(entry.ok())
             }
         }
     }
@@ -812,7 +824,7 @@ impl Reading<'_, '_> {
                 }
                 _ => Hint::Nothing,
             };
-            let entry = self.ingest.open_entry(found, file, like, previous)?;
+            let entry = self.ingest.open_entry(found, file, like, previous)?.ok();
             if let Some(entry) = &entry {
                 self.packs_read.insert(found.path.clone(), (found.stat, entry.clone()));
             }
@@ -881,10 +893,15 @@ impl Reading<'_, '_> {
 }
 
 /// Adds a file of references to a hash.
-fn add_reference(hash: &mut DefaultHasher, Found { path, stat }: &Found) {
+fn add_reference(hash: &mut DefaultHasher, Found { path, stat, .. }: &Found) {
     if stat.kind == EntryKind::File {
         (path, stat.size, stat.mtime.seconds, stat.mtime.nanoseconds).hash(hash);
     }
+}
+
+/// Returns true if the name of an object still leads to it.
+fn is_still_there(root: &Root, found: &Found) -> bool {
+    root.stat(&found.path).is_ok_and(|now| now.inode == found.stat.inode)
 }
 
 /// Returns the content of a reftable's list of tables.

@@ -3,6 +3,7 @@
 use super::absolute;
 use super::lenders::Lenders;
 use super::run::{BackupState, Counters, FileSystems};
+use super::vanished::Vanished;
 use crate::entry::{Content, Entry, EntryKind, HardLink};
 use crate::error::{Error, Result};
 use crate::limits;
@@ -40,7 +41,6 @@ const LINKED_MAX: usize = 1024;
 /// Maximum bytes read from a file whose reported size is 0 or too small. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "the system reports too small a size for it, and it has more than 4 GiB";
-pub const MISSING: &str = "it exists, but the file system does not find it when it is read";
 const REPLACED: &str = "another object replaced it during the backup";
 /// Bytes of a region that one core reads at once.
 const READ_BYTES: usize = 2 << 20;
@@ -94,6 +94,8 @@ pub struct Ingest<'a> {
     pub exclude: &'a Excluded,
     /// Git directories from which those that are read borrow objects.
     pub lenders: Lenders,
+    /// Paths that went away while they were read.
+    pub vanished: Vanished,
     file_systems: &'a FileSystems,
     owners: &'a Owners,
     reuse: Reuse<'a>,
@@ -101,6 +103,15 @@ pub struct Ingest<'a> {
     region: Mutex<MmapMut>,
     /// Files with several names that were read. The lock is held while one is read.
     linked: [Mutex<Linked>; 16],
+}
+
+/// Reason for which an object has no entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It went away after it was listed.
+    Gone,
+    /// It cannot be read, which was reported.
+    Unreadable,
 }
 
 /// A file being read.
@@ -172,8 +183,18 @@ impl<'a> Ingest<'a> {
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
         let reuse = Reuse { store, packer, cutter, fine_cutter, allowance, many_packs };
-        let (linked, lenders) = Default::default();
-        Ok(Ingest { counters, exclude, lenders, file_systems, owners, reuse, region, linked })
+        let (linked, lenders, vanished) = Default::default();
+        Ok(Ingest {
+            counters,
+            exclude,
+            lenders,
+            vanished,
+            file_systems,
+            owners,
+            reuse,
+            region,
+            linked,
+        })
     }
 
     /// Returns the observer of the backup.
@@ -181,25 +202,16 @@ impl<'a> Ingest<'a> {
         self.reuse.store.observer()
     }
 
-    /// Returns the entry of an object. Returns `None` if it is gone, or if it is unreadable, which
-    /// is reported. Counts it as new or changed.
+    /// Reads an object. Reports it if it is unreadable. Counts it as new or changed.
     pub fn entry(
         &self,
         root: &Root,
         found: &Found,
         previous: Option<&Entry>,
-    ) -> Result<Option<Entry>> {
+    ) -> Result<Result<Entry, Missing>> {
         let read = match found.stat.kind {
             EntryKind::File => self.open_and_read(root, found, previous),
             _ => self.other(root, found).map_err(IngestError::from),
-        };
-        let read = match read {
-            Err(IngestError::Source(error))
-                if error.kind() == io::ErrorKind::NotFound && is_still_there(root, found) =>
-            {
-                Err(IngestError::Source(io::Error::other(MISSING)))
-            }
-            read => read,
         };
         self.settle(&found.path, previous, read)
     }
@@ -211,7 +223,7 @@ impl<'a> Ingest<'a> {
         file: &File,
         like: Hint<'_>,
         previous: Option<&Entry>,
-    ) -> Result<Option<Entry>> {
+    ) -> Result<Result<Entry, Missing>> {
         let open = OpenFile::new(found, file, like, previous).map_err(IngestError::from);
         self.settle(&found.path, previous, open.and_then(|open| self.read(&open)))
     }
@@ -222,21 +234,22 @@ impl<'a> Ingest<'a> {
         path: &[u8],
         previous: Option<&Entry>,
         read: Result<Entry, IngestError>,
-    ) -> Result<Option<Entry>> {
+    ) -> Result<Result<Entry, Missing>> {
         match read {
             Ok(entry) => {
                 if !REPEATS.get() {
                     self.counters.count(&entry, previous);
                 }
                 self.observer().progress().add(1, entry.size);
-                Ok(Some(entry))
+                Ok(Ok(entry))
             }
             Err(IngestError::Store(error)) => Err(error),
-            // Deleted after it was listed.
-            Err(IngestError::Source(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(IngestError::Source(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Err(Missing::Gone))
+            }
             Err(IngestError::Source(error)) => {
                 self.unreadable(path, &error);
-                Ok(None)
+                Ok(Err(Missing::Unreadable))
             }
         }
     }
@@ -624,11 +637,6 @@ impl<'a> Ingest<'a> {
     fn push(&self, recipe: &mut RecipeWriter, extent: Extent) -> Result<()> {
         recipe.push(extent, self.reuse.packer)
     }
-}
-
-/// Returns true if the name of an object still leads to it.
-fn is_still_there(root: &Root, found: &Found) -> bool {
-    root.stat(&found.path).is_ok_and(|now| now.inode == found.stat.inode)
 }
 
 /// Returns the attributes of a directory that this user may not be allowed to open.

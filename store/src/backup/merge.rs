@@ -3,7 +3,7 @@
 //! Unchanged entries are taken over. Each batch lists the rest, which must be read.
 
 use super::failure::Failure;
-use super::ingest::{Ingest, MISSING};
+use super::ingest::{Ingest, Missing};
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
 use super::roots::{Source, look_at_ancestor};
 use super::{git_dir, tree_path};
@@ -11,7 +11,6 @@ use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::glob::ends;
 use crate::walk::{Found, GIT_DIR_ENTRIES_MAX, Root, Rules, Step, Walk};
-use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -71,7 +70,11 @@ impl Batch {
                 Item::Ready(entry) => entries.push(entry),
                 Item::Read(found, previous) => {
                     ingest.observer().progress().check()?;
-                    entries.extend(ingest.entry(root, &found, previous.as_ref())?);
+                    let read = ingest.entry(root, &found, previous.as_ref())?;
+                    if read == Err(Missing::Gone) {
+                        ingest.vanished.note(&found.path, found.above.as_ref());
+                    }
+                    entries.extend(read.ok());
                 }
             }
         }
@@ -152,7 +155,7 @@ impl Merge<'_, '_> {
                 self.step(&root, step)?;
             }
         } else {
-            let found = Found { path: source.path.clone(), stat: source.stat };
+            let found = Found { path: source.path.clone(), stat: source.stat, above: None };
             self.step(&root, Step::Found(found))?;
         }
         self.flush(&root)
@@ -161,12 +164,11 @@ impl Merge<'_, '_> {
     fn step(&mut self, root: &Arc<Root>, step: Step) -> Result<()> {
         match step {
             Step::Failed(path, error) => {
-                let is_missing = error.kind() == io::ErrorKind::NotFound;
-                if !is_missing {
-                    self.ingest.unreadable(&path, &error);
-                } else if root.stat(&path).is_ok() {
-                    self.ingest.unreadable(&path, &io::Error::other(MISSING));
-                }
+                self.ingest.unreadable(&path, &error);
+                Ok(())
+            }
+            Step::Vanished(path, above) => {
+                self.ingest.vanished.note(&path, above.as_ref());
                 Ok(())
             }
             // `/` itself has no name under which it could be stored.

@@ -1,12 +1,15 @@
 //! A backup in passes. Each pass reads other paths, when the caller chooses.
 
+mod again;
+
 use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
 use super::ingest::{FileContent, Ingest, IngestError};
-use super::lenders::{self, Borrowers};
+use super::lenders::Borrowed;
 use super::previous::{Comparison, Previous, Recheck};
 use super::roots::{Roots, Source};
 use super::run::{BackupState, Totals};
+use super::vanished::Vanished;
 use super::{BackupOptions, Report, inside_of, named, outside, pipeline, survey, tree_path};
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, is_within, path_cmp};
@@ -22,14 +25,11 @@ use crate::walk::{Excluded, Rules};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-/// Maximum length of a chain of git directories that borrow from each other.
-const LENDERS_DEPTH_MAX: usize = 10;
 
 /// Criterion for finding the previous snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,9 +82,34 @@ pub struct Sources {
 /// Result of a pass.
 struct PassRead {
     tree: (ChunkId, Totals),
-    /// Git directories from which others borrow objects, as paths in a tree.
-    lenders: Vec<Vec<u8>>,
-    borrowers: Borrowers,
+    borrowed: Borrowed,
+    vanished: Vanished,
+}
+
+/// Directories that the last tree of a backup has as a whole. Earlier trees have others of the same
+/// names, which do not count.
+#[derive(Default)]
+struct Replaced {
+    dirs: HashSet<Vec<u8>>,
+    /// True if they are git directories whose earlier objects count, because a borrower may need
+    /// them.
+    but_objects: bool,
+    /// Rules of the pass that read them. What it skipped counts.
+    exclude: Excluded,
+}
+
+impl Replaced {
+    /// Returns true if an entry of an earlier tree counts.
+    fn leaves(&self, path: &[u8]) -> bool {
+        if self.dirs.is_empty() {
+            return true;
+        }
+        ends(path).find(|end| self.dirs.contains(&path[..*end])).is_none_or(|end| {
+            let inner = path[end..].strip_prefix(b"/").unwrap_or_default();
+            let is_object = is_within(inner, b"objects") && !is_within(inner, b"objects/info");
+            self.but_objects && is_object || self.exclude.skips_below(&path[..end], path)
+        })
+    }
 }
 
 /// Tree with which a pass compares.
@@ -99,6 +124,9 @@ struct Before {
     is_taken_over: bool,
 }
 
+/// Paths in the tree, each with that of a git directory.
+type Places = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A running backup. There is no snapshot before [`finish`](Self::finish).
 pub struct Backup<'a> {
     run: BackupState<'a>,
@@ -112,9 +140,10 @@ pub struct Backup<'a> {
     before: Option<Before>,
     /// Trees of the passes so far, in order.
     trees: Vec<(ChunkId, Totals)>,
-    /// Git directories that the last of these trees has as a whole. Of the others, only the objects
-    /// count, which a borrower may need.
-    replaced: HashSet<Vec<u8>>,
+    /// Directories that the last of these trees has as a whole.
+    replaced: Replaced,
+    /// Places from which git directories that were read borrow objects, each with such a directory.
+    lenders: Places,
     /// Streams, and the directories above them.
     streams: BTreeMap<Vec<u8>, Entry>,
     /// Paths of all passes.
@@ -147,7 +176,7 @@ impl<'a> Backup<'a> {
             let (root, is_taken_over) = (parent.root.chunk(), !options.force);
             before = Some(Before { root, started, ended, is_taken_over });
         }
-        let (trees, replaced, streams, paths, has_content) = Default::default();
+        let (trees, replaced, lenders, streams, paths, has_content) = Default::default();
         let is_whole = whole.is_some();
         let backup = Backup {
             run,
@@ -158,6 +187,7 @@ impl<'a> Backup<'a> {
             before,
             trees,
             replaced,
+            lenders,
             streams,
             paths,
             has_content,
@@ -204,78 +234,11 @@ impl<'a> Backup<'a> {
             self.run.counters.report_unreadable(store.observer(), &path, error);
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
-        let read = self.pass(&tops, &exclude, self.before, self.is_whole)?;
+        let mut read = self.pass(&tops, &exclude, self.before, self.is_whole)?;
         self.has_content |= read.tree.1.entries > shell.len() as u64;
         self.trees.push(read.tree);
+        self.read_vanished(&mut read, &tops, &exclude)?;
         self.read_lenders(read, &tops, &exclude)
-    }
-
-    /// Reads the git directories again from which others borrow objects, if they changed since.
-    /// Theirs are needed as they were after the last borrower. Also reads borrowers again that have
-    /// other lenders by then.
-    fn read_lenders(
-        &mut self,
-        PassRead { lenders, mut borrowers, .. }: PassRead,
-        tops: &[Source],
-        exclude: &Excluded,
-    ) -> Result<()> {
-        if self.options.is_dry {
-            return Ok(()); // nobody can compare with its tree
-        }
-        let mut again = lenders;
-        for _ in 0..LENDERS_DEPTH_MAX {
-            // Another pass reads those that were left out.
-            again.retain(|path| {
-                let mut around = tops.iter().filter(|top| is_within(path, &top.path));
-                around.any(|top| !exclude.skips_below(&top.path, path))
-            });
-            if again.is_empty() {
-                again = lenders::changed(&borrowers);
-            }
-            if again.is_empty() {
-                return Ok(());
-            }
-            let paths: Vec<PathBuf> = again.iter().map(|path| super::absolute(path)).collect();
-            let Ok(Roots { tops, .. }) = Roots::look(&paths) else {
-                again = Vec::new(); // gone, and in the tree
-                continue;
-            };
-            let root = self.tree()?;
-            let (started, ended) = (self.run.start, (self.options.about.clock)());
-            let before = Before { root, started, ended, is_taken_over: true };
-            let counters = &self.run.counters;
-            let (changes, unreadable) = (counters.changes(), self.unreadable_count());
-            let was_again = counters.set_again(true);
-            let done = self.pass(&tops, exclude, Some(before), true);
-            let counters = &self.run.counters;
-            counters.set_again(was_again);
-            let read = match done {
-                Err(Error::Source { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    again = Vec::new();
-                    continue;
-                }
-                Err(Error::Source { path, source }) => {
-                    let path = super::tree_path(&path);
-                    counters.report_unreadable(self.run.store.observer(), &path, &source);
-                    return Ok(());
-                }
-                done => done?,
-            };
-            borrowers.retain(|path, _| !again.contains(path));
-            borrowers.extend(read.borrowers);
-            if counters.changes() == changes {
-                again = Vec::new();
-                continue;
-            }
-            self.trees.push(read.tree);
-            if self.unreadable_count() == unreadable {
-                self.replaced = again.into_iter().collect();
-                self.tree()?;
-                self.replaced.clear();
-            }
-            again = read.lenders;
-        }
-        Ok(())
     }
 
     /// Reads these source paths and compares with the tree `before`, which may be whole.
@@ -317,8 +280,8 @@ impl<'a> Backup<'a> {
             is_over.store(true, Relaxed);
             done
         })?;
-        let (lenders, borrowers) = ingest.lenders.into_paths();
-        Ok(PassRead { tree, lenders, borrowers })
+        let borrowed = ingest.lenders.into_borrowed();
+        Ok(PassRead { tree, borrowed, vanished: ingest.vanished })
     }
 
     /// Returns the exclusion rules of a pass and adds them to the record.
@@ -450,7 +413,11 @@ impl<'a> Backup<'a> {
             paths.retain(|path| self.paths.is_empty() || self.paths.contains(path));
         }
         let is_empty = self.streams.is_empty() && self.is_empty();
+        let (store, is_dry) = (self.run.store, self.options.is_dry);
         let report = self.run.finish(root, totals, self.whole, paths, instance)?;
+        if !self.lenders.is_empty() && !is_dry {
+            again::warn_of_lenders(&self.lenders, &root, store);
+        }
         Ok(Report { is_empty, ..report })
     }
 
@@ -499,14 +466,13 @@ impl<'a> Backup<'a> {
 /// Several trees, read in parallel in path order.
 struct Merging<'a> {
     readers: Vec<(TreeReader<'a>, Option<Entry>)>,
-    /// Git directories of which only the last tree has more than objects.
-    replaced: &'a HashSet<Vec<u8>>,
+    replaced: &'a Replaced,
 }
 
 impl<'a> Merging<'a> {
     fn new(
         trees: &[(ChunkId, Totals)],
-        replaced: &'a HashSet<Vec<u8>>,
+        replaced: &'a Replaced,
         chunks: &'a dyn Chunks,
     ) -> Result<Merging<'a>> {
         let readers = trees.iter().map(|(root, _)| (TreeReader::new(root, chunks), None)).collect();
@@ -518,14 +484,7 @@ impl<'a> Merging<'a> {
     /// Moves a tree to its next entry that counts. Returns the one before.
     fn advance(&mut self, at: usize) -> Result<Option<Entry>> {
         let (is_last, replaced) = (at + 1 == self.readers.len(), self.replaced);
-        let counts = |entry: &Entry| {
-            let path = &entry.path[..];
-            let dir = ends(path).find(|end| replaced.contains(&path[..*end])).filter(|_| !is_last);
-            dir.is_none_or(|end| {
-                let inner = path[end..].strip_prefix(b"/").unwrap_or_default();
-                is_within(inner, b"objects") && !is_within(inner, b"objects/info")
-            })
-        };
+        let counts = |entry: &Entry| is_last || replaced.leaves(&entry.path);
         let (reader, next) = &mut self.readers[at];
         loop {
             let found = reader.next().transpose().map_err(|lost| lost.error)?;

@@ -251,9 +251,13 @@ fn extra_below(
             Step::Failed(path, error) => {
                 // Nothing is removed below a skipped path.
                 let is_searched = !options.keep.covers(&path) && !options.exclude.covers(&path);
-                if is_searched && error.kind() != io::ErrorKind::NotFound {
+                if is_searched {
                     unseen.push((path.clone(), not_searched(&error)));
                 }
+                keep(&path, &mut kept);
+                continue;
+            }
+            Step::Vanished(path, _) => {
                 keep(&path, &mut kept);
                 continue;
             }

@@ -1,0 +1,191 @@
+//! Paths that went away after they were listed, and that are looked for again.
+//!
+//! A directory that is replaced while it is read is gone for a moment. What was listed is then not
+//! found, and what takes its place was not listed.
+
+use crate::entry::EntryKind;
+use crate::glob::ends;
+use crate::source::{self, Stat, split};
+use crate::walk::{Above, Root, join};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Maximum number of names of a directory that are noted.
+const NAMES_MAX: usize = 64;
+/// Pause for an object that is being replaced.
+pub const REPLACED_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of directories that are noted.
+const DIRS_MAX: usize = 10_000;
+
+/// Paths that went away, by directory in the tree.
+#[derive(Debug, Default)]
+pub struct Vanished(Mutex<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    dirs: BTreeMap<Vec<u8>, Gone>,
+    /// True if there are more of them.
+    is_cut: bool,
+}
+
+/// What went away from a directory.
+#[derive(Debug, Default)]
+struct Gone {
+    /// The directory when it was listed.
+    dir: Option<Arc<Above>>,
+    names: BTreeSet<Vec<u8>>,
+    /// True if more names went away.
+    is_cut: bool,
+}
+
+impl Vanished {
+    /// Notes a path, and the directory in which it was listed.
+    pub fn note(&self, path: &[u8], dir: Option<&Arc<Above>>) {
+        let (parent, name) = split(path);
+        let mut noted = self.0.lock();
+        if noted.dirs.len() >= DIRS_MAX && !noted.dirs.contains_key(parent) {
+            noted.is_cut = true;
+            return;
+        }
+        let gone = noted.dirs.entry(parent.to_vec()).or_default();
+        gone.dir = gone.dir.take().or_else(|| dir.cloned());
+        if gone.names.len() < NAMES_MAX {
+            gone.names.insert(name.to_vec());
+        } else {
+            gone.is_cut = true;
+        }
+    }
+
+    /// Returns true if nothing went away.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().dirs.is_empty()
+    }
+
+    /// Returns the paths to read again: the paths that are there again, and directories in whose
+    /// place another one is. These are told by their inode numbers, unless the file system
+    /// `has_no_inodes` that last. Returns all of `tops` if too many paths went away.
+    ///
+    /// Waits a moment first, because paths that went away may be on their way back.
+    pub fn found_again(&self, tops: &[Vec<u8>], has_no_inodes: bool) -> Vec<Vec<u8>> {
+        let Noted { dirs, is_cut } = &*self.0.lock();
+        if *is_cut {
+            return tops.to_vec();
+        }
+        let mut again = BTreeSet::new();
+        let Ok(dir) = source::open_dir(Path::new("/")) else { return Vec::new() };
+        let root = Root { tree_path: Vec::new(), dir };
+        let is_there = |path: &Vec<u8>| root.stat(path).is_ok();
+        if !dirs.is_empty() {
+            std::thread::sleep(REPLACED_PAUSE);
+        }
+        for (path, gone) in dirs {
+            let replaced = (!has_no_inodes).then(|| replaced(&root, path, &gone.dir)).flatten();
+            if let Some(replaced) = replaced {
+                again.insert(replaced);
+            } else if gone.is_cut {
+                again.extend(Some(path.clone()).filter(is_there));
+            } else {
+                again.extend(gone.names.iter().map(|name| join(path, name)).filter(is_there));
+            }
+        }
+        without_inner(again)
+    }
+}
+
+/// Returns the uppermost of the directories at and above a path in whose place another one is.
+fn replaced(root: &Root, path: &[u8], dir: &Option<Arc<Above>>) -> Option<Vec<u8>> {
+    let mut replaced = None;
+    let mut dir = dir.as_deref();
+    let mut above: Vec<usize> = ends(path).collect();
+    while let (Some(listed), Some(end)) = (dir, above.pop()) {
+        let is_another = |now: Stat| now.kind == EntryKind::Directory && now.inode != listed.inode;
+        if root.stat(&path[..end]).is_ok_and(is_another) {
+            replaced = Some(path[..end].to_vec());
+        }
+        dir = listed.above.as_deref();
+    }
+    replaced
+}
+
+/// Returns the paths that are not below others.
+fn without_inner(paths: BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
+    let is_inner =
+        |path: &[u8]| ends(path).any(|end| end < path.len() && paths.contains(&path[..end]));
+    paths.iter().filter(|path| !is_inner(path)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::tree_path;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    /// Returns the directories down to a path, as a walk finds them.
+    fn listed(top: &Path, path: &Path) -> Option<Arc<Above>> {
+        let above = if path == top { None } else { listed(top, path.parent().expect("a parent")) };
+        let inode = fs::metadata(path).expect("is there").ino();
+        Some(Arc::new(Above { inode, above }))
+    }
+
+    /// Creates `a/b` in a temporary directory, notes these names in it, and runs `change`. Returns
+    /// the paths to read again, relative to that directory.
+    fn found_again(names: &[&str], has_no_inodes: bool, change: fn(&Path)) -> Vec<String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let top = dir.path().canonicalize().expect("is there");
+        let inner = top.join("a/b");
+        fs::create_dir_all(&inner).expect("makes");
+        let above = listed(&top, &inner);
+        let vanished = Vanished::default();
+        names.iter().for_each(|name| vanished.note(&tree_path(&inner.join(name)), above.as_ref()));
+        change(&top);
+        let tops = [tree_path(&top)];
+        let again = vanished.found_again(&tops, has_no_inodes).into_iter();
+        let relative =
+            |path: Vec<u8>| String::from_utf8(path[tops[0].len()..].to_vec()).expect("UTF-8");
+        again.map(relative).collect()
+    }
+
+    fn write(path: std::path::PathBuf) {
+        fs::write(path, "").expect("writes");
+    }
+
+    fn replace(old: std::path::PathBuf, new: std::path::PathBuf) {
+        fs::create_dir_all(new.join("b")).expect("makes");
+        fs::remove_dir_all(&old).expect("removes");
+        fs::rename(new, old).expect("renames");
+    }
+
+    #[test]
+    fn only_what_is_there_again_is_read_again() {
+        assert!(found_again(&["x", "y"], false, |_| ()).is_empty());
+        assert_eq!(found_again(&["x", "y"], false, |top| write(top.join("a/b/y"))), ["/a/b/y"]);
+        let gone = |top: &Path| fs::remove_dir_all(top.join("a")).expect("removes");
+        assert!(found_again(&["x"], false, gone).is_empty());
+    }
+
+    #[test]
+    fn the_uppermost_replaced_directory_is_read_again() {
+        let inner = |top: &Path| replace(top.join("a/b"), top.join("new"));
+        assert_eq!(found_again(&["x"], false, inner), ["/a/b"]);
+        let outer = |top: &Path| replace(top.join("a"), top.join("new"));
+        assert_eq!(found_again(&["x"], false, outer), ["/a"]);
+        assert!(found_again(&["x"], true, outer).is_empty());
+    }
+
+    #[test]
+    fn memory_for_any_number_of_paths_is_bounded() {
+        let names: Vec<String> = (0..2 * NAMES_MAX).map(|n| n.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(found_again(&names, false, |_| ()), ["/a/b"]);
+        let vanished = Vanished::default();
+        for n in 0..2 * DIRS_MAX {
+            vanished.note(format!("{n}/x").as_bytes(), None);
+        }
+        assert_eq!(vanished.0.lock().dirs.len(), DIRS_MAX);
+        assert_eq!(vanished.found_again(&[b"top".to_vec()], false), [b"top".to_vec()]);
+    }
+}
