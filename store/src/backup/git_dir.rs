@@ -14,7 +14,7 @@ use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Hint};
 use crate::source::{self, Stat};
-use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
+use crate::walk::{self, Above, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -107,6 +107,7 @@ fn read_inner(
         guides: BTreeMap::new(),
         linked: Vec::new(),
         references: Default::default(),
+        has_gaps: false,
         packs_were_kept: true,
         packs_read: HashMap::new(),
         reported: HashSet::new(),
@@ -141,6 +142,12 @@ fn read_inner(
     }
     ingest.lenders.note(&reading.root);
     reading.attached()?;
+    if reading.has_gaps
+        && let Ok(stat) = source::stat_open(reading.dir())
+    {
+        let dir = Above { inode: stat.inode, above: found.above.clone() };
+        ingest.vanished.note_dir(&found.path, &Arc::new(dir));
+    }
     reading.runs.merge(reading.entries.into_values(), send)
 }
 
@@ -189,6 +196,8 @@ struct Reading<'a, 'b> {
     linked: Vec<Vec<u8>>,
     /// Hashes of the names, sizes and times of loose and of packed references.
     references: [DefaultHasher; 2],
+    /// True if something went away after it was listed.
+    has_gaps: bool,
     /// True if no pack went away during the reading.
     packs_were_kept: bool,
     /// Packs that an earlier reading has read, by path.
@@ -209,6 +218,7 @@ impl Reading<'_, '_> {
         self.begun.clear();
         self.linked.clear();
         self.references = Default::default();
+        self.has_gaps = false;
         self.guides.clear();
         for name in git::GUIDES {
             self.note_guide(join(self.path, name));
@@ -243,11 +253,14 @@ impl Reading<'_, '_> {
         if let Some(path) = self.changed_guide() {
             return Some(Changed::Guide(path));
         }
-        let head = source::stat_at(self.dir().as_fd(), b"HEAD");
-        if head.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        let is_gone = |name: &&[u8]| {
+            let stat = source::stat_at(self.dir().as_fd(), name);
+            stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        if let Some(name) = git::MARKS.iter().find(|name| is_gone(name)) {
             // It is being deleted, and perhaps replaced.
             std::thread::sleep(REPLACED_PAUSE);
-            return Some(Changed::Guide(join(self.path, b"HEAD")));
+            return Some(Changed::Guide(join(self.path, name)));
         }
         // Housekeeping drops objects of references that are gone.
         let dropped = !self.packs_were_kept && self.have_references_changed();
@@ -320,7 +333,10 @@ impl Reading<'_, '_> {
     /// scan may have missed its replacement.
     fn is_gap(&mut self, item: Scanned) -> bool {
         match item {
-            Scanned::Failed(_, error) if error.kind() == io::ErrorKind::NotFound => return true,
+            Scanned::Failed(_, error) if error.kind() == io::ErrorKind::NotFound => {
+                self.has_gaps = true;
+                return true;
+            }
             Scanned::Failed(path, error) => self.unreadable(&path, &error),
             // Another phase stores the object, unless it found a directory before.
             Scanned::NotDir(path, error) if self.begun.contains(self.root.relative(&path)) => {
@@ -451,8 +467,11 @@ impl Reading<'_, '_> {
             previous => {
                 let root = root.unwrap_or(&*self.root);
                 let read = self.ingest.entry(root, found, previous.as_ref())?;
-                if read == Err(Missing::Gone) && is_still_there(root, found) {
-                    self.unreadable(&found.path, &io::Error::other(MISSING));
+                if read == Err(Missing::Gone) {
+                    self.has_gaps = true;
+                    if is_still_there(root, found) {
+                        self.unreadable(&found.path, &io::Error::other(MISSING));
+                    }
                 }
                 self.keep(read.ok())
             }

@@ -17,6 +17,8 @@ use std::time::Duration;
 const NAMES_MAX: usize = 64;
 /// Pause for an object that is being replaced.
 pub const REPLACED_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of such pauses in a row.
+const PAUSES_MAX: usize = 20;
 /// Maximum number of directories that are noted.
 const DIRS_MAX: usize = 10_000;
 
@@ -41,22 +43,35 @@ struct Gone {
     is_cut: bool,
 }
 
+impl Noted {
+    fn add(&mut self, path: &[u8], dir: Option<&Arc<Above>>, change: impl FnOnce(&mut Gone)) {
+        if self.dirs.len() >= DIRS_MAX && !self.dirs.contains_key(path) {
+            self.is_cut = true;
+            return;
+        }
+        let gone = self.dirs.entry(path.to_vec()).or_default();
+        gone.dir = gone.dir.take().or_else(|| dir.cloned());
+        change(gone);
+    }
+}
+
 impl Vanished {
     /// Notes a path, and the directory in which it was listed.
     pub fn note(&self, path: &[u8], dir: Option<&Arc<Above>>) {
         let (parent, name) = split(path);
-        let mut noted = self.0.lock();
-        if noted.dirs.len() >= DIRS_MAX && !noted.dirs.contains_key(parent) {
-            noted.is_cut = true;
-            return;
-        }
-        let gone = noted.dirs.entry(parent.to_vec()).or_default();
-        gone.dir = gone.dir.take().or_else(|| dir.cloned());
-        if gone.names.len() < NAMES_MAX {
-            gone.names.insert(name.to_vec());
-        } else {
-            gone.is_cut = true;
-        }
+        self.0.lock().add(parent, dir, |gone| {
+            if gone.names.len() < NAMES_MAX {
+                gone.names.insert(name.to_vec());
+            } else {
+                gone.is_cut = true;
+            }
+        });
+    }
+
+    /// Notes that something went away from the directory at a path, which may be missed if another
+    /// directory takes its place.
+    pub fn note_dir(&self, path: &[u8], dir: &Arc<Above>) {
+        self.0.lock().add(path, Some(dir), |_| ());
     }
 
     /// Returns true if nothing went away.
@@ -68,7 +83,8 @@ impl Vanished {
     /// place another one is. These are told by their inode numbers, unless the file system
     /// `has_no_inodes` that last. Returns all of `tops` if too many paths went away.
     ///
-    /// Waits a moment first, because paths that went away may be on their way back.
+    /// Waits first until the directories stop to change: paths that went away may be on their way
+    /// back.
     pub fn found_again(&self, tops: &[Vec<u8>], has_no_inodes: bool) -> Vec<Vec<u8>> {
         let Noted { dirs, is_cut } = &*self.0.lock();
         if *is_cut {
@@ -78,9 +94,7 @@ impl Vanished {
         let Ok(dir) = source::open_dir(Path::new("/")) else { return Vec::new() };
         let root = Root { tree_path: Vec::new(), dir };
         let is_there = |path: &Vec<u8>| root.stat(path).is_ok();
-        if !dirs.is_empty() {
-            std::thread::sleep(REPLACED_PAUSE);
-        }
+        await_quiet(&root, dirs.keys());
         for (path, gone) in dirs {
             let replaced = (!has_no_inodes).then(|| replaced(&root, path, &gone.dir)).flatten();
             if let Some(replaced) = replaced {
@@ -92,6 +106,26 @@ impl Vanished {
             }
         }
         without_inner(again)
+    }
+}
+
+/// Waits until these directories are as they were a moment before, for a limited time.
+fn await_quiet<'p>(root: &Root, dirs: impl Iterator<Item = &'p Vec<u8>> + Clone) {
+    let look = || {
+        let state = |path: &Vec<u8>| root.stat(path).ok().map(|stat| (stat.inode, stat.mtime));
+        dirs.clone().map(state).collect::<Vec<_>>()
+    };
+    let mut before = look();
+    for _ in 0..PAUSES_MAX {
+        if before.is_empty() {
+            return;
+        }
+        std::thread::sleep(REPLACED_PAUSE);
+        let now = look();
+        if now == before {
+            return;
+        }
+        before = now;
     }
 }
 
