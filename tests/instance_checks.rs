@@ -422,6 +422,57 @@ fn every_table_of_files_is_compared() {
 }
 
 #[test]
+fn files_of_package_formats_are_compared() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    gitlab.postgres.sql(
+        database::MAIN,
+        "create table packages_nuget_symbols (id bigint, package_id bigint, size integer, file_store smallint,
+           file text, object_storage_key text, status smallint default 0);
+         insert into packages_nuget_symbols values (1, 7, 3, 1, 'a.pdb', 'aa/bb/aabb/packages/nuget/7/symbols/f', 0),
+           (2, null, 3, 1, 'gone', 'aa/gone', 1), (3, 7, 3, 2, 'elsewhere', 'aa/elsewhere', 0);
+         create table packages_rpm_repository_files (id bigint, project_id bigint, size integer, file_store integer,
+           file text, file_name text, status smallint default 0);
+         insert into packages_rpm_repository_files values (4, 3, 3, 1, 'x', 'repomd.xml', 0);
+         create table packages_debian_project_distributions (id bigint, project_id bigint, file_store smallint,
+           file text, signed_file text, signed_file_store smallint);
+         insert into packages_debian_project_distributions values (5, 3, 1, 'Release', 'InRelease', 1), (6, 3, 1, null, null, 1);
+         create table packages_debian_project_components (id bigint, distribution_id bigint);
+         insert into packages_debian_project_components values (8, 5);
+         create table packages_debian_project_component_files (id bigint, component_id bigint, size integer,
+           file_store smallint, file text);
+         insert into packages_debian_project_component_files values (9, 8, 3, 1, 'Packages');",
+    );
+    let packages = gitlab.path("var/opt/gitlab/gitlab-rails/shared/packages");
+    // The hash of project 3.
+    let project = "4e/07/4e07408562bedb8b60ce05c1decfe3ad16b72230967de01f640b7e4729b49fce";
+    let files = [
+        "aa/bb/aabb/packages/nuget/7/symbols/f/a.pdb".to_owned(),
+        format!("{project}/projects/3/rpm/repository_files/4/repomd.xml"),
+        format!("{project}/debian_project_distribution/5/Release"),
+        format!("{project}/debian_project_distribution/5/InRelease"),
+        format!("{project}/debian_project_component_file/9/Packages"),
+    ]
+    .map(|name| packages.join(name));
+    for file in &files {
+        std::fs::create_dir_all(file.parent().expect("a directory")).expect("makes");
+        std::fs::write(file, "abc").expect("writes");
+    }
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let (verdict, text) = check(&inspect().json(), "files");
+    assert_eq!(verdict, "ok", "{text}");
+    for (file, id) in files.iter().zip([1, 4, 5, 5, 9]) {
+        std::fs::remove_file(file).expect("removes");
+        let (verdict, text) = check(&inspect().json(), "files");
+        assert_ne!(verdict, "ok", "{file:?}: {text}");
+        assert!(text.contains(&format!("packages row {id} of packages_")), "{text}");
+        std::fs::write(file, "abc").expect("writes");
+    }
+}
+
+#[test]
 fn a_project_stored_by_name_is_complete() {
     need_root();
     let gitlab = Builder::new().build();

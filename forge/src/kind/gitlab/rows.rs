@@ -4,6 +4,7 @@
 //! still fails skips one check.
 
 pub mod encrypted;
+mod package_formats;
 pub mod sections;
 mod uploads;
 
@@ -332,7 +333,7 @@ pub fn hashed(id: i64) -> String {
 
 fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     type Ask = fn(&Path, &Plan, &mut Connection<'_>, &mut Catalogue) -> Result<()>;
-    let tables: [(&str, Ask); 10] = [
+    let tables: [(&str, Ask); 11] = [
         ("uploads", uploads),
         ("lfs", lfs_objects),
         ("artifacts", artifacts),
@@ -340,6 +341,7 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
         ("artifacts", pipeline_artifacts),
         ("external-diffs", external_diffs),
         ("packages", packages),
+        ("packages", package_formats::ask),
         ("terraform-state", terraform_states),
         ("ci-secure-files", secure_files),
         ("pages", pages),
