@@ -20,6 +20,12 @@ impl Config {
 /// Newest version of the format of repositories that git knows.
 const VERSION_MAX: i64 = 1;
 
+/// Settings of `core` without which git refuses to work if they are no booleans.
+const BOOLEANS: [&str; 7] =
+    ["bare", "filemode", "ignorecase", "logallrefupdates", "quotepath", "symlinks", "trustctime"];
+/// The same for numbers.
+const NUMBERS: [&str; 3] = ["bigfilethreshold", "compression", "loosecompression"];
+
 /// Parses a `config`. Returns `None` if git would refuse it.
 pub fn parse(text: &[u8]) -> Option<Config> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
@@ -36,6 +42,12 @@ pub fn parse(text: &[u8]) -> Option<Config> {
                 let (name, value) = left.setting(byte)?;
                 if section == "core" && name == "repositoryformatversion" {
                     version = std::str::from_utf8(&value).ok()?.parse().ok()?;
+                }
+                let is_always = name == "logallrefupdates" && value.eq_ignore_ascii_case(b"always");
+                let is_wrong = BOOLEANS.contains(&&*name) && !is_boolean(&value) && !is_always
+                    || NUMBERS.contains(&&*name) && !is_number(&value);
+                if section == "core" && is_wrong {
+                    return None;
                 }
                 has_extension |= section == "extensions"
                     && ["objectformat", "refstorage"].contains(&name.as_str());
@@ -149,6 +161,20 @@ impl Characters<'_> {
     }
 }
 
+fn is_boolean(value: &[u8]) -> bool {
+    let words: [&[u8]; 7] = [b"", b"true", b"yes", b"on", b"false", b"no", b"off"];
+    words.iter().any(|word| value.eq_ignore_ascii_case(word)) || is_number(value)
+}
+
+/// Returns true for a number with or without a unit.
+fn is_number(value: &[u8]) -> bool {
+    let number = match value.split_last() {
+        Some((unit, number)) if b"kmg".contains(&unit.to_ascii_lowercase()) => number,
+        _ => value,
+    };
+    std::str::from_utf8(number).is_ok_and(|number| number.parse::<i64>().is_ok())
+}
+
 fn is_in_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'-'
 }
@@ -166,8 +192,8 @@ mod tests {
             "",
             "[core]\n\tbare = true\n",
             "[core",
-            "[core]\n\tbare = \"tr",
-            "[core]\n\tbare = tr",
+            "[core]\n\tname = \"tr",
+            "[core]\n\tname = tr",
             "[core] bare",
             "[remote \"a b\"]\r\n\turl = a\\\\b # c\r\n",
             "[remote \"a",
@@ -192,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn git_knows_the_same_versions() {
+    fn git_refuses_the_same_values() {
         let scratch = tempfile::tempdir().expect("a directory");
         let dir = scratch.path().join("one.git");
         git(&dir, &["init", "-q", "--bare"], "").expect("works");
@@ -206,9 +232,24 @@ mod tests {
             "[core]\n\trepositoryformatversion =\n",
             "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n",
             "[core]\n\trepositoryformatversion = 0\n[extensions]\n\tobjectformat = sha256\n",
+            "[core]\n\tbare = maybe\n",
+            "[core]\n\tbare = YES\n",
+            "[core]\n\tbare\n",
+            "[core]\n\tbare =\n",
+            "[core]\n\tbare = 1k\n",
+            "[core]\n\tfilemode = -1\n",
+            "[core]\n\tsymlinks = 0x\n",
+            "[core]\n\tlogallrefupdates = always\n",
+            "[core]\n\tlogallrefupdates = never\n",
+            "[core]\n\tcompression = 9\n",
+            "[core]\n\tcompression = much\n",
+            "[core]\n\tbigfilethreshold = 512M\n",
+            "[core]\n\tbigfilethreshold =\n",
+            "[other]\n\tbare = maybe\n",
+            "[core \"a\"]\n\tbare = maybe\n",
         ] {
             std::fs::write(dir.join("config"), text).expect("writes");
-            let is_accepted = git(&dir, &["rev-parse", "--git-dir"], "").is_some();
+            let is_accepted = git(&dir, &["for-each-ref"], "").is_some();
             assert_eq!(parse(text.as_bytes()).is_some(), is_accepted, "{text:?}");
         }
     }
