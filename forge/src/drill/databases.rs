@@ -324,6 +324,20 @@ fn is_harmless(line: &str) -> bool {
         || line.contains("role \"") && line.contains("already exists")
 }
 
+/// Returns true for an error that tells what this machine lacks: an extension, a locale, or a file
+/// of the server.
+fn is_of_machine(error: &str) -> bool {
+    let lacks = [
+        "could not create locale",
+        "could not open collator for locale",
+        "could not access file \"$libdir/",
+        "could not open extension control file",
+        "could not open dictionary file",
+    ];
+    error.contains("extension") && error.contains("not available")
+        || lacks.iter().any(|words| error.contains(words))
+}
+
 /// Compares a loaded database with the counts of the backup.
 pub(crate) fn judge(name: &str, loaded: &Loaded, counted: &[Rows], rows: &[Rows]) -> Check {
     let found: BTreeMap<&str, u64> = rows.iter().map(|of| (&of.table[..], of.rows)).collect();
@@ -351,11 +365,9 @@ pub(crate) fn judge(name: &str, loaded: &Loaded, counted: &[Rows], rows: &[Rows]
     if !loaded.errors.is_empty() {
         text += &format!("; {} errors", loaded.errors.len());
     }
-    let is_absent = |error: &String| error.contains("extension") && error.contains("not available");
     let verdict = match (wrong.is_empty(), loaded.errors.is_empty()) {
         (true, true) => Verdict::Ok,
-        // The fault is that of this machine.
-        _ if loaded.errors.iter().any(is_absent) => Verdict::Unknown,
+        _ if loaded.errors.iter().any(|error| is_of_machine(error)) => Verdict::Unknown,
         _ => Verdict::Failed,
     };
     Check::new(name, verdict, text).with_examples(loaded.errors.iter().cloned().chain(wrong))
@@ -404,6 +416,22 @@ mod tests {
         assert_eq!(loaded.errors.len(), 1);
         assert_eq!(Loaded::parse("Killed\nexit 137\n").errors, ["exit code 137: Killed"]);
         assert_eq!(Loaded::parse("exit 0\n"), Loaded::default());
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_no_fault_of_the_backup() {
+        let judged = |error: &str| {
+            let loaded = Loaded::parse(&format!("pg_restore: error: ERROR:  {error}\nexit 1\n"));
+            judge("database-x", &loaded, &[], &[]).verdict
+        };
+        for error in [
+            "extension \"vector\" is not available",
+            "could not create locale \"de_DE.UTF-8\": No such file or directory",
+            "could not access file \"$libdir/plpython3\": No such file or directory",
+        ] {
+            assert_eq!(judged(error), Verdict::Unknown, "{error}");
+        }
+        assert_eq!(judged("relation \"a\" does not exist"), Verdict::Failed);
     }
 
     #[test]
