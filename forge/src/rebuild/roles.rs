@@ -48,7 +48,11 @@ pub fn choose(
             (false, false) => &mut chosen.changed,
         };
         to.insert(role);
-        if !is_kept && (is_new || !is_creation) {
+        // Membership in a role of the instance belongs to the instance.
+        let is_of_own = membership(statement).is_some_and(|(group, member)| {
+            member != connected && (own.contains(&group) || !existing.contains(&group))
+        });
+        if is_of_own || !is_kept && (is_new || !is_creation) {
             chosen.sql.push_str(statement);
         }
     }
@@ -110,19 +114,29 @@ fn after_quote(bytes: &[u8], at: usize, is_escaped: bool) -> usize {
     bytes.len()
 }
 
+/// Returns a statement without the comments in front of it.
+fn code(statement: &str) -> String {
+    let lines = statement.lines().skip_while(|line| line.is_empty() || line.starts_with("--"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the role and its new member if a statement grants a membership.
+fn membership(statement: &str) -> Option<(String, String)> {
+    let code = code(statement);
+    let (group, rest) = identifier(code.strip_prefix("GRANT ")?)?;
+    Some((group, identifier(rest.strip_prefix(" TO ")?)?.0))
+}
+
 /// Returns the role that a statement creates or changes: the member of a membership.
 fn role_of(statement: &str) -> Option<String> {
-    let code: Vec<&str> =
-        statement.lines().skip_while(|line| line.is_empty() || line.starts_with("--")).collect();
-    let code = code.join("\n");
+    let code = code(statement);
     for start in ["CREATE ROLE ", "ALTER ROLE ", "COMMENT ON ROLE "] {
         if let Some(rest) = code.strip_prefix(start) {
             return Some(identifier(rest)?.0);
         }
     }
-    if let Some(rest) = code.strip_prefix("GRANT ") {
-        let (_, rest) = identifier(rest)?;
-        return Some(identifier(rest.strip_prefix(" TO ")?)?.0);
+    if code.starts_with("GRANT ") {
+        return membership(statement).map(|(_, member)| member);
     }
     let (_, rest) = code.strip_prefix("SECURITY LABEL ")?.split_once(" ON ROLE ")?;
     Some(identifier(rest)?.0)
@@ -169,9 +183,11 @@ mod tests {
                     COMMENT ON ROLE other IS E'a\\'; b';\n\
                     ALTER ROLE other IN DATABASE wiki SET work_mem TO '4MB';\n\
                     GRANT \"new \"\"one\" TO other WITH INHERIT TRUE GRANTED BY postgres;\n\
+                    GRANT wiki TO other GRANTED BY postgres;\nGRANT wiki TO postgres GRANTED BY postgres;\n\
+                    GRANT pg_monitor TO other GRANTED BY postgres;\n\
                     GRANT other TO wiki GRANTED BY postgres;\n\
                     CREATE TABLESPACE t OWNER other LOCATION '/x';\n\\unrestrict abc;def\n";
-        let existing = names(&["postgres", "wiki", "other"]);
+        let existing = names(&["postgres", "wiki", "other", "pg_monitor"]);
         let chosen = choose(dump, &existing, &names(&["wiki", "postgres"]), "postgres", true);
         assert_eq!(chosen.kept, names(&["postgres", "other"]));
         assert_eq!(chosen.changed, names(&["wiki"]));
@@ -183,6 +199,8 @@ mod tests {
         let wanted = "\\restrict abc;def\nSET default_transaction_read_only = off;\n\
                       ALTER ROLE wiki WITH LOGIN PASSWORD 'it''s; \"x';\n\
                       CREATE ROLE \"new \"\"one\";\nALTER ROLE \"new \"\"one\" WITH LOGIN;\n\
+                      GRANT \"new \"\"one\" TO other WITH INHERIT TRUE GRANTED BY postgres;\n\
+                      GRANT wiki TO other GRANTED BY postgres;\n\
                       GRANT other TO wiki GRANTED BY postgres;\n\
                       CREATE TABLESPACE t OWNER other LOCATION '/x';\n\\unrestrict abc;def\n";
         assert_eq!(code, wanted);
