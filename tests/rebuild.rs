@@ -1015,6 +1015,26 @@ fn settings_of_sshd_stay_and_foreign_accounts_are_named() {
 }
 
 #[test]
+fn settings_of_sshd_behind_a_link_stay() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let root = sandbox.path("");
+    let more = format!("[instances.forge.parts.ssh]\npath = '{0}etc/ssh'\n", sandbox.text(""));
+    configure_kind(&sandbox, "plain", &root, &more);
+    let script = "set -e
+        mkdir -p etc cfg; ln -s ../cfg etc/ssh
+        echo old > cfg/sshd_config; echo oldkey > cfg/ssh_host_rsa_key
+        $FK backup --instance forge --init
+        echo new > cfg/sshd_config; echo newkey > cfg/ssh_host_rsa_key
+        $FK restore forge@latest --target / --include \"$PWD/cfg/**\" --yes
+        grep new cfg/sshd_config; grep oldkey cfg/ssh_host_rsa_key
+        echo newkey > cfg/ssh_host_rsa_key
+        $FK rebuild forge --yes
+        grep new cfg/sshd_config; grep oldkey cfg/ssh_host_rsa_key; test -L etc/ssh";
+    in_namespace(&sandbox, script).run().ok();
+}
+
+#[test]
 fn a_store_behind_another_mount_stays() {
     need_root();
     let sandbox = Sandbox::new();

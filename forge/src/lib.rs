@@ -16,6 +16,7 @@ pub mod links;
 pub mod mounts;
 pub mod process;
 pub mod set_aside;
+pub mod sshd;
 pub mod suggest;
 
 pub mod secret;

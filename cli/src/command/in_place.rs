@@ -5,6 +5,7 @@ use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
 use forge::manifest::{self, DIR, Manifest};
 use forge::plan::Product;
+use forge::sshd;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -19,10 +20,6 @@ use store::tree::{TreeReader, children};
 
 /// Part with the host keys, and the other files of their directory.
 const SSH: &str = "ssh-host-keys";
-/// Usual directory of the host keys.
-const SSH_DIR: &str = "/etc/ssh";
-/// Names of the host keys in it begin so.
-const HOST_KEY: &[u8] = b"ssh_host_";
 /// Configuration of the package below the root of an instance.
 const CONFIG: &str = "etc/gitlab";
 /// Kind of directories without a product.
@@ -173,7 +170,10 @@ impl InPlace<'_> {
                 dirs.push(path.join("etc/ssh"));
             }
         }
-        dirs.push(SSH_DIR.into());
+        dirs.push(Path::new("/").join(sshd::DIR));
+        let tree = self.snapshot.root.chunk();
+        let with_ends = |dir: &PathBuf| sshd::with_ends(dir, Path::new("/"), &tree, self.store);
+        dirs = dirs.iter().flat_map(with_ends).collect();
         dirs.sort();
         dirs.dedup();
         let (mut left, mut named) = (Vec::new(), Vec::new());
@@ -185,7 +185,7 @@ impl InPlace<'_> {
                     known.insert(entry.path.clone());
                     let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
                     let path = Path::new("/").join(OsStr::from_bytes(&entry.path));
-                    if name.starts_with(HOST_KEY) || !self.selects(&path) {
+                    if name.starts_with(sshd::HOST_KEY) || !self.selects(&path) {
                         continue;
                     }
                     if self.is_named(&dir, &path) {

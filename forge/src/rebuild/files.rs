@@ -11,6 +11,7 @@ use crate::mounts;
 use crate::overrides;
 use crate::plan::{Part, is_trusted};
 use crate::session::relative;
+use crate::sshd;
 use crate::view::shown;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
@@ -35,12 +36,8 @@ use store::tree::{Lookup, TreeReader};
 
 /// Source of the rules for owners, in messages.
 const OF_KIND: &str = "owners of the kind";
-/// Part with the host keys of sshd, and the start of their names. The other files of the directory
-/// are settings of this machine.
+/// Part with the host keys of sshd. The other files of the directory are settings of this machine.
 const SSH: &str = "ssh-host-keys";
-const HOST_KEY: &[u8] = b"ssh_host_";
-/// Directory of sshd, below the root of the machine.
-const SSH_DIR: &str = "etc/ssh";
 /// Space that a file or directory takes besides its content, in bytes.
 const ENTRY_BYTES: u64 = 4096;
 
@@ -58,18 +55,20 @@ impl Files {
         let root = job.snapshot.root.chunk();
         let parts: Vec<&Part> = job.manifest.parts.iter().filter(|part| is_wanted(part)).collect();
         let mut paths: Vec<PathBuf> = Vec::new();
+        let machine = &job.settings.root;
+        let of_sshd = sshd::with_ends(&machine.join(sshd::DIR), machine, &root, job.store);
         for part in &parts {
             for path in &part.paths {
                 let path_in_tree = tree_path(path);
-                let sshd = job.settings.root.join(SSH_DIR);
-                if path.starts_with(&sshd) && *path != sshd {
+                let is_of_sshd = of_sshd.contains(path);
+                if !is_of_sshd && of_sshd.iter().any(|dir| path.starts_with(dir)) {
                     let name = path.file_name().unwrap_or_default().as_bytes();
-                    paths.extend(name.starts_with(HOST_KEY).then(|| path.clone()));
-                } else if part.name == SSH || *path == sshd {
+                    paths.extend(name.starts_with(sshd::HOST_KEY).then(|| path.clone()));
+                } else if part.name == SSH || is_of_sshd {
                     let entries = store::tree::children(&root, &path_in_tree, job.store).flatten();
                     let keys = entries.filter(|entry| {
                         let name = entry.path.rsplit(|byte| *byte == b'/').next();
-                        name.is_some_and(|name| name.starts_with(HOST_KEY))
+                        name.is_some_and(|name| name.starts_with(sshd::HOST_KEY))
                     });
                     let names = keys.map(|entry| absolute(&entry.path));
                     paths.extend(names);
