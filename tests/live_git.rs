@@ -737,6 +737,14 @@ fn packs_behind_a_link_are_as_new_as_the_references() {
         git repack -adq";
     let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", repack);
     assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
+    // All objects are, or move meanwhile.
+    let prepare =
+        "mkdir -p s/0; mv a.git s; mv s/a.git/objects s/0/o; ln -s ../0/o s/a.git/objects";
+    let sandbox = changed_meanwhile(prepare, "s", "a.git/zz", repack);
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
+    let change = "mv s/a.git/objects s/0/o; ln -s ../0/o s/a.git/objects";
+    let sandbox = changed_meanwhile("mkdir -p s/0; mv a.git s", "s", "a.git/zz", change);
+    assert_eq!(verdict(&sandbox, "copy/a.git"), Ok(()));
 }
 
 #[test]
@@ -752,6 +760,11 @@ fn places_of_objects_that_are_not_in_the_backup_are_named() {
     let named = format!("s/b.git needs objects of {}", sandbox.text("packs"));
     assert!(outcome.stderr.contains(&named), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("(1 more"), "{}", outcome.stderr);
+    // Also while they are unchanged.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    sandbox.run(["backup", "s"]).ok();
+    let outcome = sandbox.run(["backup", "s"]).ok();
+    assert!(outcome.stderr.contains(&named), "{}", outcome.stderr);
     // Another source has them.
     let outcome = sandbox.run(["backup", "s", "pool.git", "packs"]).ok();
     assert!(!outcome.stderr.contains("needs objects"), "{}", outcome.stderr);

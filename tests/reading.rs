@@ -452,6 +452,53 @@ fn a_directory_that_is_replaced_meanwhile_is_whole() {
 }
 
 #[test]
+fn a_directory_that_is_renamed_meanwhile_is_whole() {
+    for to in ["s/0", "s/b", "s/a/z"] {
+        let found = replaced_meanwhile("s", "", &format!("mv s/a/d {to}"));
+        let inner = to.strip_prefix("s/").expect("below");
+        let all = (100..199).map(|n| format!("{inner}/{n}")).collect();
+        assert_eq!(found, all, "{to}");
+    }
+}
+
+#[test]
+fn what_is_read_again_follows_the_rules() {
+    let sandbox = Sandbox::with_store();
+    for n in 100..199 {
+        sandbox.write(&format!("s/d/{n}"), "old");
+    }
+    sandbox.write("new/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55");
+    sandbox.write("new/cached", "");
+    let lease = Lease::hold(&sandbox, "s/d/100", Some("mv s/d old; mv new s/d"));
+    let outcome = sandbox.run(["backup", "--exclude-caches", "s"]);
+    lease.end(&sandbox);
+    outcome.ok();
+    sandbox.restore(&sandbox.at("latest", "s"), "copy");
+    assert!(!sandbox.has("copy/d/cached"));
+}
+
+#[test]
+fn a_dry_run_is_no_less_complete() {
+    let sandbox = Sandbox::with_store();
+    for n in 100..199 {
+        sandbox.write(&format!("s/d/{n}"), "old");
+    }
+    sandbox.write("new/0", "");
+    let lease = Lease::hold(&sandbox, "s/d/100", Some("mv s/d old; mv new s/d"));
+    let outcome = sandbox.run(["backup", "--dry-run", "s"]);
+    lease.end(&sandbox);
+    outcome.ok();
+}
+
+#[test]
+fn a_link_or_file_that_replaces_a_directory_meanwhile_is_stored() {
+    let link = "mv s/a/d old; ln -s ../../old s/a/d";
+    assert_eq!(replaced_meanwhile("s", "", link), ["a/d".to_owned()].into());
+    let file = "mv s/a/d old; echo file >s/a/d";
+    assert_eq!(replaced_meanwhile("s", "", file), ["a/d".to_owned()].into());
+}
+
+#[test]
 fn a_directory_that_is_away_for_a_moment_is_read_again() {
     let away = "mv s/a/d x; sleep 0.05; mv x s/a/d";
     let all = (100..199).map(|n| format!("a/d/{n}")).collect();

@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+pub use store::source::lexically;
+
 /// Maximum number of links on one path; more are treated as a cycle.
 pub(crate) const LINKS_MAX: usize = 40;
 
@@ -36,19 +38,6 @@ pub fn follow(root: &Path, path: &Path) -> io::Result<Real> {
 /// Resolves a path on this machine. Returns the path itself if it cannot be resolved.
 pub fn real(path: &Path) -> PathBuf {
     follow(Path::new("/"), path).map_or_else(|_| path.to_owned(), |real| real.path)
-}
-
-/// Removes `.` and `..` from a path without reading the file system.
-pub fn lexically(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => drop(clean.pop()),
-            other => clean.push(other),
-        }
-    }
-    clean
 }
 
 fn walk(root: &Path, path: &Path) -> io::Result<Real> {

@@ -59,8 +59,8 @@ pub const MARKS: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
 /// reads the beginning of `HEAD`. An unreadable `HEAD` counts as valid, because the rest must still
 /// be read in order.
 ///
-/// Directories whose `objects` or `refs` are symbolic links do not count, because the files that
-/// need an order are elsewhere.
+/// Directories whose `refs` is a symbolic link do not count, because the files that need an order
+/// are elsewhere.
 pub fn is_git_dir<'a>(
     content: impl Iterator<Item = (&'a [u8], EntryKind)>,
     head: impl FnOnce() -> io::Result<Vec<u8>>,
@@ -71,7 +71,7 @@ pub fn is_git_dir<'a>(
         match item {
             (b"HEAD", EntryKind::File) => found[0] = true,
             (b"HEAD", EntryKind::Symlink) => (found[0], is_link) = (true, true),
-            (b"objects", EntryKind::Directory) => found[1] = true,
+            (b"objects", EntryKind::Directory | EntryKind::Symlink) => found[1] = true,
             (b"refs", EntryKind::Directory) => found[2] = true,
             _ => {}
         }

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -419,6 +419,19 @@ pub fn read_link(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Vec<u8>> {
     let (parent, name) = parent_and_name(dir, path)?;
     let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
     Ok(rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes())
+}
+
+/// Removes `.` and `..` from a path without reading the file system.
+pub fn lexically(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(clean.pop()),
+            other => clean.push(other),
+        }
+    }
+    clean
 }
 
 /// Splits a relative path into its parent, which may be empty, and its last component.

@@ -20,6 +20,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -163,6 +164,21 @@ impl Excluded {
         ends(path).filter(|end| *end > top.len()).any(|end| is_skipped(&path[..end]))
     }
 
+    /// Returns true if an object at a path below `top` is read with its content. `device` is that of
+    /// `top`.
+    pub fn takes(&self, top: &[u8], device: u64, path: &[u8]) -> bool {
+        if path == top || self.named.has(path) {
+            return true;
+        }
+        let root =
+            || Some(Root { tree_path: Vec::new(), dir: source::open_dir(Path::new("/")).ok()? });
+        let Some(root) = root().filter(|_| !self.skips_below(top, path)) else { return false };
+        let Ok(stat) = root.stat(path) else { return false };
+        let is_mounted = || stat.device != device;
+        let verdict = self.verdict(path, None, &stat, Scope::all(device), is_mounted);
+        matches!(verdict, Verdict::Within(scope) if scope.wanted == Wanted::All)
+    }
+
     /// Like [`Excluded::has`], for a path that is not named and does not lead to a named path.
     fn is_out(&self, path: &[u8], inner: Option<&[u8]>, wanted: Wanted) -> bool {
         match wanted {
@@ -275,6 +291,8 @@ pub struct Rules {
     pub git_dirs: bool,
     /// Scan git directories ahead, so that unchanged ones need no second scan.
     pub scan_git_dirs: bool,
+    /// The roots of walks were named. Otherwise a cache is one at the root, too.
+    pub has_named_roots: bool,
 }
 
 /// The root of a walk: a directory on this machine, and its path in the tree.
@@ -389,12 +407,10 @@ enum Child {
 }
 
 impl Child {
-    /// Returns the child for an object that could not be listed.
+    /// Returns the child for a directory that could not be listed. It may be gone, or another object
+    /// may have its name.
     fn unlisted(path: Vec<u8>, above: Option<Arc<Above>>, error: io::Error) -> Child {
-        match error.kind() {
-            io::ErrorKind::NotFound => Child::Vanished(path, above),
-            _ => Child::Failed(path, error),
-        }
+        if is_gone(&error) { Child::Vanished(path, above) } else { Child::Failed(path, error) }
     }
 }
 
@@ -695,7 +711,7 @@ impl Shared {
         };
         let dir = dir.as_fd();
         // The cache rule does not apply to the named path at which the walk begins.
-        let is_top = path == self.root.tree_path;
+        let is_top = path == self.root.tree_path && self.rules.has_named_roots;
         let scope = if is_top { node.scope } else { exclude.inside(path, dir, node.scope) };
         let mut too_long = None;
         let is_wanted = |name: &[u8]| {
@@ -739,7 +755,8 @@ impl Shared {
             }
         }
         // Entries listed before the error are still valid.
-        let cut_short = cut_short.map(|error| Child::Failed(path.to_vec(), error));
+        let above = || node.dir.above.clone();
+        let cut_short = cut_short.map(|error| Child::unlisted(path.to_vec(), above(), error));
         listed.children.extend(cut_short);
         listed.children.extend(too_long.map(TooLong::into_child));
         Some(listed.into_listing())
@@ -1142,6 +1159,13 @@ fn is_not_a_dir(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
+/// Returns true if nothing or another object has the name of a directory, or if a directory above
+/// moved while the name was looked up.
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::CrossesDevices)
+        || is_not_a_dir(error)
+}
+
 /// Returns true if a directory is marked as a cache: <https://bford.info/cachedir/>.
 pub(crate) fn is_cache(dir: BorrowedFd<'_>) -> bool {
     const SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
@@ -1171,7 +1195,12 @@ mod tests {
         let dir = source::open_dir(dir).expect("opens");
         let top = source::stat_open(&dir).expect("is there");
         let root = Arc::new(Root { tree_path: b"top".to_vec(), dir });
-        let rules = Rules { exclude: Excluded::default(), git_dirs: true, scan_git_dirs: true };
+        let rules = Rules {
+            exclude: Excluded::default(),
+            git_dirs: true,
+            scan_git_dirs: true,
+            has_named_roots: true,
+        };
         Walk::new(root, top, rules, threads)
     }
 

@@ -13,7 +13,9 @@ impl Lease {
     /// Leases the file `path`, and creates it if it is missing. As soon as another process wants the file, runs the
     /// shell command `on_break` and then ends the lease. Without a command, the lease stays.
     pub fn hold(sandbox: &Sandbox, path: &str, on_break: Option<&str>) -> Lease {
-        let (ready, over) = (format!("{path}.ready"), sandbox.text(&format!("{path}.over")));
+        // Outside of the sources, and of directories that the command may remove.
+        let name = path.replace('/', "_");
+        let (ready, over) = (format!("{name}.ready"), sandbox.text(&format!("{name}.over")));
         let script = "
 import fcntl, os, signal, subprocess, sys, time
 path, ready, over, command = sys.argv[1:]
@@ -36,7 +38,6 @@ os.remove(over)
         while !sandbox.has(&ready) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        // No backup should find it.
         sandbox.remove(&ready);
         Lease { holder, over }
     }

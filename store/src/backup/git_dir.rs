@@ -45,6 +45,8 @@ const GUIDE_BYTES_MAX: u64 = 64 << 10;
 const INNER_DEPTH_MAX: usize = 8;
 /// Maximum bytes of a reftable's list of tables that are read.
 const TABLE_LIST_BYTES: u64 = 1 << 20;
+/// Objects whose kind, such as a directory or a link, must stay during a reading.
+const WITH_KINDS: [&[u8]; 4] = [b"HEAD", b"objects", b"refs", b"objects/pack"];
 /// File of a reftable that lists its tables.
 const TABLE_LIST: &[u8] = b"tables.list";
 const MISSING: &str = "it exists, but the file system does not find it when it is read";
@@ -81,7 +83,7 @@ fn read_inner(
     };
     let dir = match open() {
         Ok(dir) => dir,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if walk::is_gone(&error) => {
             ingest.vanished.note(&found.path, found.above.as_ref());
             return Ok(());
         }
@@ -105,6 +107,7 @@ fn read_inner(
         is_plain: false,
         begun: HashSet::new(),
         guides: BTreeMap::new(),
+        kinds: Default::default(),
         linked: Vec::new(),
         references: Default::default(),
         has_gaps: false,
@@ -132,7 +135,7 @@ fn read_inner(
         // Another directory may have taken its place.
         match open() {
             Ok(dir) => reading.root = dir,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if walk::is_gone(&error) => {
                 ingest.vanished.note(&found.path, found.above.as_ref());
                 return Ok(());
             }
@@ -192,6 +195,8 @@ struct Reading<'a, 'b> {
     begun: HashSet<&'static [u8]>,
     /// State of each of [`git::GUIDES`], and of the same files of linked work trees, by path.
     guides: BTreeMap<Vec<u8>, Guide>,
+    /// Kind of each of [`WITH_KINDS`].
+    kinds: [Option<EntryKind>; WITH_KINDS.len()],
     /// Directories of linked work trees, relative to the git directory.
     linked: Vec<Vec<u8>>,
     /// Hashes of the names, sizes and times of loose and of packed references.
@@ -219,6 +224,7 @@ impl Reading<'_, '_> {
         self.linked.clear();
         self.references = Default::default();
         self.has_gaps = false;
+        self.kinds = self.kinds();
         self.guides.clear();
         for name in git::GUIDES {
             self.note_guide(join(self.path, name));
@@ -253,18 +259,22 @@ impl Reading<'_, '_> {
         if let Some(path) = self.changed_guide() {
             return Some(Changed::Guide(path));
         }
-        let is_gone = |name: &&[u8]| {
-            let stat = source::stat_at(self.dir().as_fd(), name);
-            stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        };
-        if let Some(name) = git::MARKS.iter().find(|name| is_gone(name)) {
+        let now = self.kinds();
+        let is_gone = |at: usize| now[at].is_none() && git::MARKS.contains(&WITH_KINDS[at]);
+        if let Some(at) = (0..now.len()).find(|at| is_gone(*at) || now[*at] != self.kinds[*at]) {
             // It is being deleted, and perhaps replaced.
             std::thread::sleep(REPLACED_PAUSE);
-            return Some(Changed::Guide(join(self.path, name)));
+            return Some(Changed::Guide(join(self.path, WITH_KINDS[at])));
         }
         // Housekeeping drops objects of references that are gone.
         let dropped = !self.packs_were_kept && self.have_references_changed();
         dropped.then_some(Changed::References)
+    }
+
+    /// Returns the kind of each of [`WITH_KINDS`]; `None` for a missing one.
+    fn kinds(&self) -> [Option<EntryKind>; WITH_KINDS.len()] {
+        let kind = |name| Some(source::stat_at(self.dir().as_fd(), name).ok()?.kind);
+        WITH_KINDS.map(kind)
     }
 
     fn have_references_changed(&self) -> bool {
@@ -333,14 +343,17 @@ impl Reading<'_, '_> {
     /// scan may have missed its replacement.
     fn is_gap(&mut self, item: Scanned) -> bool {
         match item {
-            Scanned::Failed(_, error) if error.kind() == io::ErrorKind::NotFound => {
+            Scanned::Failed(_, error) if walk::is_gone(&error) => {
                 self.has_gaps = true;
                 return true;
             }
             Scanned::Failed(path, error) => self.unreadable(&path, &error),
             // Another phase stores the object, unless it found a directory before.
             Scanned::NotDir(path, error) if self.begun.contains(self.root.relative(&path)) => {
-                self.unreadable(&path, &error);
+                if !WITH_KINDS.contains(&self.root.relative(&path)) {
+                    self.unreadable(&path, &error);
+                }
+                self.has_gaps = true;
             }
             Scanned::NotDir(..) | Scanned::Found(_) | Scanned::IsGitDir => {}
         }

@@ -41,17 +41,16 @@ const LINKED_MAX: usize = 1024;
 /// Maximum bytes read from a file whose reported size is 0 or too small. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "the system reports too small a size for it, and it has more than 4 GiB";
-const REPLACED: &str = "another object replaced it during the backup";
 /// Bytes of a region that one core reads at once.
 const READ_BYTES: usize = 2 << 20;
 
-/// Returns the error of a path. Replaces it if `errno` or a similar error shows that the path, or a
-/// part of it, now has another type.
-fn unless_replaced(error: io::Error, errno: Errno) -> io::Error {
-    let is_replaced = [errno, Errno::LOOP, Errno::NOTDIR, Errno::NXIO]
+/// Returns the error of a path. `errno` and similar errors show that the path, or a part of it, now
+/// has another type.
+fn unless_replaced(error: io::Error, errno: Errno) -> IngestError {
+    let is_replaced = [errno, Errno::LOOP, Errno::NOTDIR, Errno::NXIO, Errno::XDEV]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
-    if is_replaced { io::Error::other(REPLACED) } else { error }
+    if is_replaced { IngestError::Replaced } else { IngestError::Source(error) }
 }
 
 /// Errors while a source is read. The two never share a handler.
@@ -59,6 +58,8 @@ fn unless_replaced(error: io::Error, errno: Errno) -> io::Error {
 pub enum IngestError {
     /// The source could not be read: this file is missing, and the run continues.
     Source(io::Error),
+    /// Another object has the name of the file.
+    Replaced,
     /// The store could not be written: the run ends.
     Store(Error),
 }
@@ -108,7 +109,7 @@ pub struct Ingest<'a> {
 /// Reason for which an object has no entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// It went away after it was listed.
+    /// It went away after it was listed, and another object may have its name.
     Gone,
     /// It cannot be read, which was reported.
     Unreadable,
@@ -132,11 +133,11 @@ impl<'f> OpenFile<'f> {
         file: &'f File,
         like: Hint<'f>,
         previous: Option<&'f Entry>,
-    ) -> io::Result<OpenFile<'f>> {
+    ) -> Result<OpenFile<'f>, IngestError> {
         // If the open file has no readable metadata, use that found by name.
         let stat = source::stat_open(file).unwrap_or(found.stat);
         if stat.kind != EntryKind::File {
-            return Err(io::Error::other(REPLACED));
+            return Err(IngestError::Replaced);
         }
         Ok(OpenFile { path: &found.path, file, stat, like, previous })
     }
@@ -211,7 +212,7 @@ impl<'a> Ingest<'a> {
     ) -> Result<Result<Entry, Missing>> {
         let read = match found.stat.kind {
             EntryKind::File => self.open_and_read(root, found, previous),
-            _ => self.other(root, found).map_err(IngestError::from),
+            _ => self.other(root, found),
         };
         self.settle(&found.path, previous, read)
     }
@@ -224,7 +225,7 @@ impl<'a> Ingest<'a> {
         like: Hint<'_>,
         previous: Option<&Entry>,
     ) -> Result<Result<Entry, Missing>> {
-        let open = OpenFile::new(found, file, like, previous).map_err(IngestError::from);
+        let open = OpenFile::new(found, file, like, previous);
         self.settle(&found.path, previous, open.and_then(|open| self.read(&open)))
     }
 
@@ -244,6 +245,7 @@ impl<'a> Ingest<'a> {
                 Ok(Ok(entry))
             }
             Err(IngestError::Store(error)) => Err(error),
+            Err(IngestError::Replaced) => Ok(Err(Missing::Gone)),
             Err(IngestError::Source(error)) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(Err(Missing::Gone))
             }
@@ -309,7 +311,7 @@ impl<'a> Ingest<'a> {
     }
 
     /// Returns the entry of an object other than a file.
-    fn other(&self, root: &Root, found: &Found) -> io::Result<Entry> {
+    fn other(&self, root: &Root, found: &Found) -> Result<Entry, IngestError> {
         let (dir, path) = (root.dir.as_fd(), root.relative(&found.path));
         let target = match found.stat.kind {
             EntryKind::Symlink => source::read_link(dir, path)

@@ -35,6 +35,8 @@ pub struct Borrowed {
     pub object_dirs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Borrowers with a hash of their lists.
     pub borrowers: Borrowers,
+    /// The places of objects of unchanged git directories, which are not read again.
+    pub unchanged: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// Borrowers with a hash of their lists.
@@ -43,7 +45,7 @@ pub type Borrowers = BTreeMap<Vec<u8>, blake3::Hash>;
 impl Borrowed {
     /// Notes that `borrower` has objects at a place, which may end with `end`.
     fn add(&mut self, borrower: &[u8], place: PathBuf, end: &str) {
-        let place = fs::canonicalize(&place).unwrap_or(place);
+        let place = fs::canonicalize(&place).unwrap_or_else(|_| source::lexically(&place));
         let levels = Path::new(end).components().count();
         let (set, path) = match place.ancestors().nth(levels) {
             Some(lender) if place.ends_with(end) => (&mut self.lenders, lender),
@@ -59,10 +61,19 @@ impl Borrowed {
         self.lenders.extend(other.lenders);
         self.object_dirs.extend(other.object_dirs);
         self.borrowers.extend(other.borrowers);
+        self.unchanged.extend(other.unchanged);
     }
 }
 
 impl Lenders {
+    /// Notes the places from which an unchanged git directory takes objects.
+    pub fn note_unchanged(&self, borrower: &Root) {
+        let noted = Lenders::default();
+        noted.note(borrower);
+        let Borrowed { lenders, object_dirs, .. } = noted.into_borrowed();
+        self.0.lock().unchanged.extend(lenders.into_iter().chain(object_dirs));
+    }
+
     /// Notes the places from which the git directory `borrower` takes objects.
     pub fn note(&self, borrower: &Root) {
         let (dir, path) = (borrower.dir.as_fd(), &borrower.tree_path[..]);

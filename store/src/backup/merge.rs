@@ -9,8 +9,11 @@ use super::roots::{Source, look_at_ancestor};
 use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
+use crate::git;
 use crate::glob::ends;
-use crate::walk::{Found, GIT_DIR_ENTRIES_MAX, Root, Rules, Step, Walk};
+use crate::source;
+use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, Root, Rules, Step, Walk};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -117,7 +120,12 @@ impl Merge<'_, '_> {
             return last.map_or(Ok(()), Err);
         }
         for (path, error) in &refused {
-            self.ingest.unreadable(&tree_path(path), error);
+            let path = tree_path(path);
+            if !rules.has_named_roots && walk::is_gone(error) {
+                self.ingest.vanished.note(&path, None);
+            } else {
+                self.ingest.unreadable(&path, error);
+            }
         }
         Ok(())
     }
@@ -222,6 +230,7 @@ impl Merge<'_, '_> {
                 if self.is_unchanged_git_dir(&found, content, &own, &below)?
                     && git_dir::has_all_tables(root, &found.path, content) =>
             {
+                self.note_lenders(root, &found.path, content);
                 let entries = std::iter::once(own).chain(below);
                 for (found, entry) in std::iter::once(&found).chain(content).zip(entries) {
                     self.unchanged(self.recheck.refreshed(&found.stat, entry));
@@ -234,6 +243,20 @@ impl Merge<'_, '_> {
         let (reply, later) = sync_channel(1);
         self.send_slot(Slot::Later(later))?;
         self.send_job(Job::GitDir(Arc::clone(root), found, previous), reply)
+    }
+
+    /// Notes the places of objects of an unchanged git directory with this content.
+    fn note_lenders(&self, root: &Root, path: &[u8], content: &[Found]) {
+        let is_elsewhere = |found: &Found| match found.path[path.len()..].strip_prefix(b"/") {
+            Some(git::ALTERNATES) => true,
+            Some(b"objects" | b"objects/pack") => found.stat.kind == EntryKind::Symlink,
+            _ => false,
+        };
+        if content.iter().any(is_elsewhere)
+            && let Ok(dir) = source::open_dir_below(root.dir.as_fd(), root.relative(path))
+        {
+            self.ingest.lenders.note_unchanged(&Root { tree_path: path.to_vec(), dir });
+        }
     }
 
     /// Returns true if a scan of a whole git directory found exactly the content of the previous

@@ -234,20 +234,22 @@ impl<'a> Backup<'a> {
             self.run.counters.report_unreadable(store.observer(), &path, error);
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
-        let mut read = self.pass(&tops, &exclude, self.before, self.is_whole)?;
+        let mut read = self.pass(&tops, &exclude, self.before, self.is_whole, false)?;
         self.has_content |= read.tree.1.entries > shell.len() as u64;
         self.trees.push(read.tree);
         self.read_vanished(&mut read, &tops, &exclude)?;
         self.read_lenders(read, &tops, &exclude)
     }
 
-    /// Reads these source paths and compares with the tree `before`, which may be whole.
+    /// Reads these source paths and compares with the tree `before`, which may be whole. Paths that
+    /// are read `again` may be gone.
     fn pass(
         &self,
         tops: &[Source],
         exclude: &Excluded,
         before: Option<Before>,
         is_whole: bool,
+        is_again: bool,
     ) -> Result<PassRead> {
         let (store, options) = (self.run.store, self.options);
         let entries = before.map(|before| TreeReader::new(&before.root, store));
@@ -262,8 +264,12 @@ impl<'a> Backup<'a> {
         let root = before.map(|before| before.root);
         let recheck = Recheck { store, comparison, is_whole, root, file_systems, owners };
         let ingest = Ingest::new(&self.run, exclude)?;
-        let rules =
-            Rules { exclude: exclude.clone(), git_dirs: true, scan_git_dirs: before.is_some() };
+        let rules = Rules {
+            exclude: exclude.clone(),
+            git_dirs: true,
+            scan_git_dirs: before.is_some(),
+            has_named_roots: !is_again,
+        };
         let is_over = AtomicBool::new(false);
         let tree = std::thread::scope(|scope| {
             let observer = store.observer();
@@ -326,6 +332,7 @@ impl<'a> Backup<'a> {
         let ingest = Ingest::new(&self.run, &exclude)?;
         let taken = ingest.stream(input, before.as_ref()).map_err(|trouble| match trouble {
             IngestError::Store(error) => error,
+            IngestError::Replaced => unreachable!("a stream has no name"),
             IngestError::Source(source) => {
                 Error::Source { path: Path::new(OsStr::from_bytes(name)).to_owned(), source }
             }

@@ -74,13 +74,20 @@ impl Vanished {
         self.0.lock().add(path, Some(dir), |_| ());
     }
 
+    /// Returns a directory that went away and is missing now. It may have moved.
+    pub fn missing_dir(&self) -> Option<Vec<u8>> {
+        let root = Root { tree_path: Vec::new(), dir: source::open_dir(Path::new("/")).ok()? };
+        let noted = self.0.lock();
+        noted.dirs.keys().find(|path| root.stat(path).is_err()).cloned()
+    }
+
     /// Returns true if nothing went away.
     pub fn is_empty(&self) -> bool {
         self.0.lock().dirs.is_empty()
     }
 
     /// Returns the paths to read again: the paths that are there again, and directories in whose
-    /// place another one is. These are told by their inode numbers, unless the file system
+    /// place another object is. These are told by their inode numbers, unless the file system
     /// `has_no_inodes` that last. Returns all of `tops` if too many paths went away.
     ///
     /// Waits first until the directories stop to change: paths that went away may be on their way
@@ -129,13 +136,13 @@ fn await_quiet<'p>(root: &Root, dirs: impl Iterator<Item = &'p Vec<u8>> + Clone)
     }
 }
 
-/// Returns the uppermost of the directories at and above a path in whose place another one is.
+/// Returns the uppermost of the directories at and above a path in whose place another object is.
 fn replaced(root: &Root, path: &[u8], dir: &Option<Arc<Above>>) -> Option<Vec<u8>> {
     let mut replaced = None;
     let mut dir = dir.as_deref();
     let mut above: Vec<usize> = ends(path).collect();
     while let (Some(listed), Some(end)) = (dir, above.pop()) {
-        let is_another = |now: Stat| now.kind == EntryKind::Directory && now.inode != listed.inode;
+        let is_another = |now: Stat| now.kind != EntryKind::Directory || now.inode != listed.inode;
         if root.stat(&path[..end]).is_ok_and(is_another) {
             replaced = Some(path[..end].to_vec());
         }

@@ -234,6 +234,7 @@ fn extra_below(
         exclude: Excluded { other_file_systems: true, ..Excluded::default() },
         scan_git_dirs: false,
         git_dirs: false,
+        has_named_roots: true,
     };
     let is_lost = Cell::new(false);
     let mut tree = TreeReader::within(root, &open_root.tree_path, store)

@@ -11,7 +11,7 @@ use crate::observe::Event;
 use crate::store::Store;
 use crate::text::Displayed;
 use crate::tree::Lookup;
-use crate::walk::Excluded;
+use crate::walk::{self, Excluded};
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +20,10 @@ use std::path::PathBuf;
 const LENDERS_DEPTH_MAX: usize = 10;
 /// Maximum number of times that paths which went away are looked for.
 const LOOKS_MAX: usize = 5;
+
+/// Maximum number of entries of a pass that is read again as a whole because a directory may have
+/// moved.
+const MOVED_ENTRIES_MAX: u64 = 1_000_000;
 
 /// Result of another reading of some paths.
 enum Again {
@@ -40,15 +44,33 @@ impl Backup<'_> {
         tops: &[Source],
         exclude: &Excluded,
     ) -> Result<()> {
-        let tops: Vec<Vec<u8>> = tops.iter().map(|top| top.path.clone()).collect();
+        if self.options.is_dry {
+            return Ok(()); // nobody can compare with its tree
+        }
+        let all: Vec<Vec<u8>> = tops.iter().map(|top| top.path.clone()).collect();
         let mut vanished = std::mem::take(&mut read.vanished);
         for looks in 1..=LOOKS_MAX {
-            let again = vanished.found_again(&tops, self.options.ignore_inode);
+            let mut again = vanished.found_again(&all, self.options.ignore_inode);
+            if looks == 1
+                && let Some(moved) = vanished.missing_dir()
+            {
+                if read.tree.1.entries <= MOVED_ENTRIES_MAX {
+                    // It may be at a place that was listed before.
+                    again.clone_from(&all);
+                } else {
+                    let text = format!(
+                        "{} went away while it was read; if it moved, some of its files may be \
+                         missing from the snapshot",
+                        absolute(&moved).displayed()
+                    );
+                    self.run.store.observer().event(Event::Warning(text));
+                }
+            }
+            again.retain(|path| takes(tops, exclude, path));
             if again.is_empty() {
                 break;
             }
-            if looks == LOOKS_MAX || self.options.is_dry {
-                // Nobody can compare with the tree of a dry run.
+            if looks == LOOKS_MAX {
                 let error = io::Error::other("it exists, but was not found when it was read");
                 for path in again {
                     let counters = &self.run.counters;
@@ -81,15 +103,13 @@ impl Backup<'_> {
         if self.options.is_dry {
             return Ok(()); // nobody can compare with its tree
         }
-        let Borrowed { mut lenders, mut object_dirs, mut borrowers } = borrowed;
+        let Borrowed { mut lenders, mut object_dirs, mut borrowers, unchanged } = borrowed;
+        self.lenders.extend(unchanged);
         for _ in 0..LENDERS_DEPTH_MAX {
             for places in [&mut lenders, &mut object_dirs] {
                 self.lenders.extend(places.iter().map(|(path, of)| (path.clone(), of.clone())));
                 // Another pass may read those that were left out.
-                places.retain(|path, _| {
-                    let mut around = tops.iter().filter(|top| is_within(path, &top.path));
-                    around.any(|top| !exclude.skips_below(&top.path, path))
-                });
+                places.retain(|path, _| takes(tops, exclude, path));
             }
             let mut again: Vec<Vec<u8>> =
                 lenders.keys().chain(object_dirs.keys()).cloned().collect();
@@ -134,11 +154,11 @@ impl Backup<'_> {
         let counters = &self.run.counters;
         let (changes, unreadable) = (counters.changes(), self.unreadable_count());
         let was_again = counters.set_again(true);
-        let done = self.pass(&tops, &replaced.exclude, Some(before), true);
+        let done = self.pass(&tops, &replaced.exclude, Some(before), true, true);
         let counters = &self.run.counters;
         counters.set_again(was_again);
         let read = match done {
-            Err(Error::Source { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(Error::Source { source, .. }) if walk::is_gone(&source) => {
                 return Ok(Again::Nothing);
             }
             Err(Error::Source { path, source }) => {
@@ -159,6 +179,12 @@ impl Backup<'_> {
         }
         Ok(Again::Changed(read))
     }
+}
+
+/// Returns true if a path at or below one of `tops` is read according to the rules of the pass.
+fn takes(tops: &[Source], exclude: &Excluded, path: &[u8]) -> bool {
+    let mut around = tops.iter().filter(|top| is_within(path, &top.path));
+    around.any(|top| exclude.takes(&top.path, top.stat.device, path))
 }
 
 /// Warns of git directories whose objects are in places that the tree `root` lacks.
