@@ -244,6 +244,10 @@ pub fn check_some(
     check.segments()?;
     check.foreign_segments();
     check.trees(&snapshots)?;
+    while check.has_losses_of_forgotten(&mut snapshots)? {
+        check.trees(&snapshots)?;
+    }
+    check.missing_chunks();
     if check.losses.lock().count > 0 {
         // Regardless of the index, the next backup must look at every chunk.
         check.to_index(store.index.forget_whole())?;
@@ -729,7 +733,9 @@ impl Check<'_> {
             }
             Error::StoreRead { name, source } if error.is_damage() => {
                 let id = segment::id_of(name);
-                if let Some(id) = id.filter(|id| !self.bad_segments.lock().contains(id)) {
+                if let Some(id) = id.filter(|id| !self.bad_segments.lock().contains(id))
+                    && !self.is_removed(&id)?
+                {
                     self.bad_segment(&id, source)?;
                 }
             }
@@ -770,8 +776,23 @@ impl Check<'_> {
             reach::pages(&snapshot.root.chunk(), self, &mut whole_pages, progress, &examine)?;
             self.losses.lock().kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
         }
-        self.missing_chunks();
         Ok(())
+    }
+
+    /// If some paths are lost, drops the snapshots that were forgotten meanwhile: a prune may have
+    /// deleted what they needed. Returns true if there were any. The losses are unknown then.
+    fn has_losses_of_forgotten(&self, snapshots: &mut Vec<(SnapshotId, Snapshot)>) -> Result<bool> {
+        if self.losses.lock().count == 0 {
+            return Ok(false);
+        }
+        let (listed, before) = (self.store.snapshot_ids()?, snapshots.len());
+        snapshots.retain(|(id, _)| listed.binary_search(id).is_ok());
+        if snapshots.len() == before {
+            return Ok(false);
+        }
+        *self.losses.lock() = Losses::default();
+        self.missing_chunks.lock().clear();
+        Ok(true)
     }
 
     /// Returns the damage that makes a chunk unreadable, or `None`.

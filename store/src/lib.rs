@@ -10,6 +10,7 @@ mod access;
 mod counting_sort;
 mod text;
 
+mod protocol;
 pub mod random;
 
 pub mod error;

@@ -23,6 +23,9 @@ use crate::limits;
 use crate::observe::Event;
 use crate::packer::Packer;
 use crate::presence::{self, Life};
+#[cfg(test)]
+use crate::protocol;
+use crate::protocol::{Rule, is_kept};
 use crate::reach::reach;
 use crate::segment::{self, Row, SegmentKind};
 use crate::sessions;
@@ -132,7 +135,16 @@ pub fn prune(
     {
         return Err(Error::SharedFileSystem(store.place()));
     }
-    Prune::new(store, options).run(planned)
+    let deadline = Instant::now() + options.wait;
+    loop {
+        let mut prune = Prune::new(store, options, deadline);
+        match prune.run(planned) {
+            Ok(()) => return Ok(prune.report),
+            // Another prune deleted what only a snapshot needed that was forgotten meanwhile.
+            Err(error) if prune.has_forgotten(&error)? => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 struct Prune<'a> {
@@ -144,7 +156,7 @@ struct Prune<'a> {
     needs: Needs<'a>,
     /// Pages whose needs are known.
     known: HashSet<u128>,
-    /// Snapshots whose needs are known.
+    /// Snapshots whose needs are known, at least in part.
     seen: BTreeSet<SnapshotId>,
     /// Sessions that are known to have ended without deleting their markers, and fenced ones.
     closed: BTreeMap<String, Life>,
@@ -170,11 +182,11 @@ enum Waited {
 }
 
 impl<'a> Prune<'a> {
-    fn new(store: &'a Store, options: &'a PruneOptions) -> Prune<'a> {
+    fn new(store: &'a Store, options: &'a PruneOptions, deadline: Instant) -> Prune<'a> {
         Prune {
             store,
             options,
-            deadline: Instant::now() + options.wait,
+            deadline,
             tables: Tables::new(store),
             needs: Needs::new(store),
             known: HashSet::new(),
@@ -184,7 +196,7 @@ impl<'a> Prune<'a> {
         }
     }
 
-    fn run(mut self, planned: &mut dyn FnMut(&PruneReport)) -> Result<PruneReport> {
+    fn run(&mut self, planned: &mut dyn FnMut(&PruneReport)) -> Result<()> {
         let mut others = self.condemnations()?;
         if !self.options.is_dry {
             others = self.remove_ended(others)?;
@@ -196,13 +208,13 @@ impl<'a> Prune<'a> {
             && let Waited::Running(hosts) = self.wait()?
         {
             self.report.waited_for = hosts;
-            return Ok(self.report);
+            return Ok(());
         }
         let is_listed = self.find_needs()?;
         let Plan { dead: mut plan, moving } = self.plan(&is_candidate, &is_listed, &others)?;
         planned(&self.report);
         if self.options.is_dry {
-            return Ok(self.report);
+            return Ok(());
         }
         match self.rewrite(&moving) {
             Ok(()) => plan.extend(moving.into_keys()),
@@ -216,7 +228,10 @@ impl<'a> Prune<'a> {
         if !plan.is_empty() {
             let ids: Vec<SegmentId> = plan.iter().map(|at| self.tables.segments[*at].id).collect();
             let (backend, local) = (&*self.store.backend, self.store.workspace.local());
-            let own = condemned::write(backend, local, &self.options.host, &ids)?;
+            let own = match is_kept(Rule::Condemn) {
+                true => condemned::write(backend, local, &self.options.host, &ids)?,
+                false => Vec::new(),
+            };
             let done = self.carry_out(plan, &own);
             // An unknown outcome of a deletion keeps the condemnation: the segment may go later.
             let is_unknown = matches!(&done, Err(Error::StoreRemove { .. }));
@@ -231,7 +246,7 @@ impl<'a> Prune<'a> {
         if !self.report.is_postponed() {
             self.settle_sessions()?;
         }
-        Ok(self.report)
+        Ok(())
     }
 
     fn condemnations(&self) -> Result<Vec<Condemnation>> {
@@ -268,6 +283,9 @@ impl<'a> Prune<'a> {
 
     /// Waits until all sessions that are listed now have ended, or are fenced.
     fn wait(&mut self) -> Result<Waited> {
+        if !is_kept(Rule::Wait) {
+            return Ok(Waited::AllEnded);
+        }
         let backend = &*self.store.backend;
         let local = self.store.workspace.local();
         let mut left: BTreeMap<String, (u64, Instant)> = BTreeMap::new();
@@ -289,7 +307,7 @@ impl<'a> Prune<'a> {
                     continue;
                 }
                 if life == Life::Ended {
-                    match sessions::fence(backend, &id) {
+                    match self.fence(&id) {
                         // On a full disk, its lock alone proves that it ended.
                         Err(error) if error.is_out_of_space() => {}
                         fenced => fenced?,
@@ -302,9 +320,12 @@ impl<'a> Prune<'a> {
                     let passed = self.options.now.seconds.saturating_sub(*seconds);
                     *of_note == newest && passed >= PRESUMED_DEAD_AFTER.as_secs() as i64
                 });
-                if is_silent && (was_silent || since.elapsed() >= PRESUMED_DEAD_AFTER) {
+                let is_old = was_silent || since.elapsed() >= PRESUMED_DEAD_AFTER;
+                #[cfg(test)]
+                let is_old = protocol::actor().map_or(is_old, |actor| actor.presumes_dead());
+                if is_silent && is_old {
                     // The snapshots are listed after this.
-                    sessions::fence(backend, &id)?;
+                    self.fence(&id)?;
                     self.closed.insert(id, life);
                     continue;
                 }
@@ -325,7 +346,18 @@ impl<'a> Prune<'a> {
                 self.store.observer().event(Event::Note(text));
                 is_said = true;
             }
+            #[cfg(test)]
+            if protocol::actor().is_some() {
+                continue;
+            }
             std::thread::sleep(POLL.min(self.deadline.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn fence(&self, id: &str) -> Result<()> {
+        match is_kept(Rule::Fence) {
+            true => sessions::fence(&*self.store.backend, id),
+            false => Ok(()),
         }
     }
 
@@ -369,19 +401,22 @@ impl<'a> Prune<'a> {
                 Err(error) => return Err(error),
             };
             let root = snapshot.root.chunk();
+            if announced.contains(&id) && !is_kept(Rule::AnnouncedNeeds) {
+                continue;
+            }
             // The record of a fenced session may have come too late: then something is missing, and
             // nobody reported the snapshot.
             if announced.contains(&id) && self.whole(&root, &is_listed)?.is_none() {
                 continue;
             }
             let progress = self.store.observer().progress();
+            self.seen.insert(id);
             match reach(&root, self.store, &mut self.known, &self.needs, progress) {
-                Ok(()) => drop(self.seen.insert(id)),
+                Ok(()) => self.report.snapshots += 1,
                 Err(error) if self.is_forgotten(&id, &error)? => {}
                 Err(error) => return Err(error),
             }
         }
-        self.report.snapshots = self.seen.len() as u64;
         Ok(is_listed)
     }
 
@@ -392,7 +427,7 @@ impl<'a> Prune<'a> {
         let reached = match reach(root, self.store, &mut HashSet::new(), &needs, progress) {
             Ok(()) => Ok(()),
             // The needs have the chunk; the tables know whether it is missing.
-            Err(Error::ChunkMissing(chunk)) => Err(Error::ChunkMissing(chunk)),
+            Err(error) if is_missing(&error) => Err(error),
             Err(error) => return Err(error),
         };
         match self.tables.have(&needs, &|at| is_listed[at])? {
@@ -403,12 +438,18 @@ impl<'a> Prune<'a> {
 
     /// Returns true if a snapshot cannot be read because it was deleted since it was listed.
     fn is_forgotten(&self, id: &SnapshotId, error: &Error) -> Result<bool> {
-        let is_missing = match error {
-            Error::ChunkMissing(_) => true,
-            Error::StoreRead { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            _ => false,
-        };
+        let is_missing = is_missing(error);
         Ok(is_missing && snapshot::list(&*self.store.backend)?.binary_search(id).is_err())
+    }
+
+    /// Returns true if something is missing, and a snapshot that was read was deleted since, or
+    /// does not count because its record came too late.
+    fn has_forgotten(&self, error: &Error) -> Result<bool> {
+        if !is_missing(error) {
+            return Ok(false);
+        }
+        let listed = self.store.snapshot_ids()?;
+        Ok(self.seen.iter().any(|id| listed.binary_search(id).is_err()))
     }
 
     /// Finds the segments to delete and those to rewrite, among the candidates.
@@ -577,13 +618,23 @@ impl<'a> Prune<'a> {
         let is_own = |of: &Condemnation| own.iter().any(|own| own.id == of.id);
         let others: Vec<Condemnation> =
             self.condemnations()?.into_iter().filter(|of| !is_own(of)).collect();
-        let of_others = condemned::named(&others);
+        let of_others = match is_kept(Rule::OtherCondemnations) {
+            true => condemned::named(&others),
+            false => HashSet::new(),
+        };
         if let Waited::Running(hosts) = self.wait()? {
             self.report.waited_for = hosts;
             return Ok(());
         }
-        let is_listed = self.find_needs()?;
+        let is_listed = match is_kept(Rule::SecondSnapshots) {
+            true => self.find_needs()?,
+            false => self.tables.list()?,
+        };
         let plan = self.unneeded(plan, &is_listed, &of_others)?;
+        if !is_kept(Rule::DeletedFirst) {
+            let mut names = own.iter().map(|own| condemned::file_name(&own.id));
+            names.try_for_each(|name| presence::remove(&*self.store.backend, &name))?;
+        }
         self.delete(&plan, &of_others)
     }
 
@@ -651,13 +702,8 @@ impl<'a> Prune<'a> {
         if ids.is_empty() && !self.tables.segments.is_empty() {
             return Ok(());
         }
-        // The rows of other copies of their chunks come first, so that readers always find one.
         let index = &store.index;
-        index.set_condemned(&ids.iter().chain(of_others).copied().collect())?;
-        store::complete(&*store.backend, index)?;
-        index.remove(&ids)?;
-        // Another process may have changed the marks meanwhile.
-        store::complete(&*store.backend, index)?;
+        store::drop_rows(&*store.backend, index, &ids, of_others.clone())?;
         let mut deleted = Vec::new();
         let done = plan.iter().try_for_each(|at| {
             store.observer().progress().check()?;
@@ -685,7 +731,7 @@ impl<'a> Prune<'a> {
             }
         }
         if !again.is_empty() {
-            index.remove(&again)?;
+            store::drop_rows(&*store.backend, index, &again, of_others.clone())?;
         }
         done
     }
@@ -695,9 +741,8 @@ impl<'a> Prune<'a> {
     fn settle_sessions(&mut self) -> Result<()> {
         let backend = &*self.store.backend;
         let closed = std::mem::take(&mut self.closed);
-        if closed.is_empty() {
-            return Ok(());
-        }
+        // In this order: a session has markers before it is fenced.
+        let fences = sessions::fences(backend)?;
         let all = sessions::list(backend)?;
         for (id, life) in closed {
             let Some(listed) = all.get(&id) else { continue };
@@ -706,13 +751,19 @@ impl<'a> Prune<'a> {
             }
             sessions::clear(backend, &id, listed)?;
         }
-        Ok(())
+        // Those of sessions that ended by themselves.
+        let has_ended = |id: &&String| all.get(*id).is_none_or(|listed| listed.markers.is_empty());
+        fences.iter().filter(has_ended).try_for_each(|id| sessions::remove_fence(backend, id))
     }
 
     /// Decides about an announced snapshot: it counts if all its chunks stay, and is deleted if one is
     /// missing.
     fn settle(&mut self, session: &str, id: &SnapshotId, life: Life) -> Result<()> {
         let backend = &*self.store.backend;
+        let early = match is_kept(Rule::CondemnedAfterSnapshot) {
+            true => None,
+            false => Some(self.condemnations()?),
+        };
         if snapshot::list(backend)?.binary_search(id).is_err() {
             // A process that still runs may write the record late. The announcement makes it void.
             return match life {
@@ -726,7 +777,7 @@ impl<'a> Prune<'a> {
             Err(error) => return Err(error),
         };
         // After the snapshot was listed: a later condemnation comes from a prune that sees it.
-        let of_others = condemned::named(&self.condemnations()?);
+        let of_others = condemned::named(&early.map_or_else(|| self.condemnations(), Ok)?);
         let is_listed = self.tables.list()?;
         let needs = self.whole(&root, &is_listed)?;
         let Some(needs) = needs else {
@@ -738,12 +789,20 @@ impl<'a> Prune<'a> {
             presence::remove(backend, &snapshot::file_name(id))?;
             return sessions::remove_announcement(backend, session, id);
         };
-        let stays = |at: usize| is_listed[at] && !of_others.contains(&self.tables.segments[at].id);
+        let stays = |at: usize| {
+            let is_condemned = of_others.contains(&self.tables.segments[at].id);
+            is_listed[at] && !(is_condemned && is_kept(Rule::AcceptUncondemned))
+        };
         if self.tables.have(&needs, &stays)? {
             sessions::remove_announcement(backend, session, id)?;
         }
         Ok(())
     }
+}
+
+/// Returns true if an error means that a chunk or an object of the store is missing.
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::ChunkMissing(_)) || store::is_not_found(error)
 }
 
 /// Returns the bytes of a segment after which it takes no more chunks.

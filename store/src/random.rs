@@ -7,6 +7,11 @@ use std::io;
 pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     const { assert!(N <= 256) };
     let mut bytes = [0; N];
+    #[cfg(test)]
+    if let Some(actor) = crate::protocol::actor() {
+        actor.fill(&mut bytes);
+        return Ok(bytes);
+    }
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(bytes)
 }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::index::Header;
 use crate::observe::Event;
+use crate::protocol::{Rule, is_kept};
 use crate::sessions;
 use crate::snapshot::{self, Snapshot};
 use crate::store::Store;
@@ -131,8 +132,10 @@ impl Store {
     /// succeeded do not count.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         let mut ids = snapshot::list(&*self.backend)?;
-        let announced = sessions::announced(&*self.backend)?;
-        ids.retain(|id| !announced.contains(id));
+        if is_kept(Rule::ParentCounts) && is_kept(Rule::RecordAfterAnnouncements) {
+            let announced = sessions::announced(&*self.backend)?;
+            ids.retain(|id| !announced.contains(id));
+        }
         Ok(ids)
     }
 

@@ -23,6 +23,7 @@ use crate::condemned;
 use crate::error::{Error, Result};
 use crate::id::{SegmentId, SnapshotId};
 use crate::presence::{self, Life, Writer};
+use crate::protocol::{Rule, is_kept};
 use crate::segment;
 use crate::threads;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -158,6 +159,11 @@ pub fn fence(backend: &dyn Backend, id: &str) -> Result<()> {
     crate::backend::write_all(backend, &name, b"").map_err(Error::store_write(name))
 }
 
+/// Deletes the fence of a session without markers, which counts as fenced.
+pub fn remove_fence(backend: &dyn Backend, id: &str) -> Result<()> {
+    presence::remove(backend, &fence_name(id))
+}
+
 /// Deletes an announcement. The snapshot counts from then on, if its record exists.
 pub fn remove_announcement(backend: &dyn Backend, id: &str, snapshot: &SnapshotId) -> Result<()> {
     presence::remove(backend, &announcement_name(id, snapshot))
@@ -166,6 +172,9 @@ pub fn remove_announcement(backend: &dyn Backend, id: &str, snapshot: &SnapshotI
 /// Deletes the markers of a session that is fenced or has ended, and then its fence. Announcements
 /// stay.
 pub fn clear(backend: &dyn Backend, id: &str, session: &Listed) -> Result<()> {
+    if !is_kept(Rule::MarkerBeforeFence) {
+        presence::remove(backend, &fence_name(id))?;
+    }
     session
         .markers
         .iter()
@@ -206,7 +215,10 @@ impl Session {
     pub fn begin(backend: Arc<dyn Backend>, local: Option<&Local>, host: &str) -> Result<Session> {
         let id = presence::new_id()?;
         let writer = Writer::here(host, local);
-        let held = presence::write(&*backend, local, &marker_name(&id, FIRST), &writer)?;
+        let held = match is_kept(Rule::Marker) {
+            true => presence::write(&*backend, local, &marker_name(&id, FIRST), &writer)?,
+            false => None,
+        };
         // From here on, dropping the session deletes its markers.
         let mut session = Session {
             id,
@@ -218,7 +230,10 @@ impl Session {
             beat: Mutex::default(),
             _held: held,
         };
-        let condemnations = condemned::list(&*session.backend, local)?;
+        let condemnations = match is_kept(Rule::CondemnedFirst) {
+            true => condemned::list(&*session.backend, local)?,
+            false => Vec::new(),
+        };
         session.has_condemned = !condemnations.is_empty();
         session.condemned = condemned::named(&condemnations);
         // Without its markers, prunes elsewhere may fence the session, and the backup fails.
@@ -242,7 +257,7 @@ impl Session {
         if self.condemned.contains(id) {
             return Reliance::Condemned;
         }
-        if self.present.read().contains(id) {
+        if self.present.read().contains(id) || !is_kept(Rule::Existence) {
             return Reliance::Safe;
         }
         match self.backend.len(&segment::file_name(id)) {
@@ -261,12 +276,18 @@ impl Session {
     pub fn may_rely_on(&self, snapshot: &SnapshotId) -> Result<bool> {
         // Condemned segments may hold its chunks, if it was forgotten meanwhile. An announced snapshot
         // may have been written too late.
-        Ok(!self.has_condemned && !announced(&*self.backend)?.contains(snapshot))
+        if self.has_condemned && is_kept(Rule::LookUpWhenCondemned) {
+            return Ok(false);
+        }
+        Ok(!is_kept(Rule::ParentCounts) || !announced(&*self.backend)?.contains(snapshot))
     }
 
     /// Announces a snapshot before its record is written.
     pub fn announce(&self, snapshot: &SnapshotId) -> Result<()> {
         self.is_announced.store(true, Ordering::Relaxed);
+        if !is_kept(Rule::AnnounceFirst) {
+            return Ok(());
+        }
         let name = announcement_name(&self.id, snapshot);
         crate::backend::write_all(&*self.backend, &name, b"").map_err(Error::store_write(name))
     }
@@ -276,15 +297,18 @@ impl Session {
     pub fn end(&self, snapshot: &SnapshotId) -> Result<()> {
         self.stop_beating();
         // In this order: a prune deletes the markers of a fenced session before the fence.
-        let is_fenced = fences(&*self.backend)?.contains(&self.id);
-        let sessions = list(&*self.backend)?;
-        let listed = sessions.get(&self.id).filter(|session| session.is_open());
-        let Some(listed) = listed.filter(|_| !is_fenced) else {
+        let is_early = is_kept(Rule::FenceBeforeMarker);
+        let early = is_early.then(|| fences(&*self.backend)).transpose()?;
+        let listed = list(&*self.backend)?.remove(&self.id).unwrap_or_default();
+        let fences = early.map_or_else(|| fences(&*self.backend), Ok)?;
+        let is_fenced = fences.contains(&self.id) && is_kept(Rule::FenceCheck);
+        let is_gone = !listed.is_open() && is_kept(Rule::Marker) && is_kept(Rule::MarkerCheck);
+        if is_fenced || is_gone {
             return Err(Error::Fenced);
-        };
+        }
         remove_announcement(&*self.backend, &self.id, snapshot)?;
         // A prune deletes what is left.
-        let _ = clear(&*self.backend, &self.id, listed);
+        let _ = clear(&*self.backend, &self.id, &listed);
         Ok(())
     }
 

@@ -455,12 +455,14 @@ impl Store {
             return false;
         }
         let session = self.session.read().clone();
-        match session.map(|session| session.reliance(&location.segment)) {
+        match session.as_ref().map(|session| session.reliance(&location.segment)) {
             None | Some(Reliance::Safe) => true,
             Some(Reliance::Condemned) => false,
             Some(Reliance::Gone) => {
-                // Rows of new copies do not replace those of healthy segments.
-                let _ = self.index.remove(&[location.segment]);
+                let condemned = session.map(|session| session.condemned().clone());
+                let gone = [location.segment];
+                let _ =
+                    drop_rows(&*self.backend, &self.index, &gone, condemned.unwrap_or_default());
                 let _ = self.index.forget_whole();
                 false
             }
@@ -691,6 +693,22 @@ pub(crate) fn complete(backend: &dyn Backend, index: &Index) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes segments with their rows from an index. The rows of other copies of their chunks come
+/// first, so that the index always locates one. `condemned` are the segments that condemnations name.
+pub(crate) fn drop_rows(
+    backend: &dyn Backend,
+    index: &Index,
+    segments: &[SegmentId],
+    mut condemned: HashSet<SegmentId>,
+) -> Result<()> {
+    condemned.extend(segments);
+    index.set_condemned(&condemned)?;
+    complete(backend, index)?;
+    index.remove(segments)?;
+    // Another process may have changed the marks meanwhile.
+    complete(backend, index)
 }
 
 /// Reads and checks header, table and trailer of a segment of `len` bytes.
@@ -1002,10 +1020,9 @@ impl Opening<'_> {
             let advice = "`forgekeep check` lists the affected paths";
             self.observer.event(Event::Warning(format!("{unusable}; {advice}")));
         }
-        index.remove(&lost)?;
+        drop_rows(self.backend, index, &lost, condemned)?;
         // The next backup looks up every chunk.
         index.forget_whole()?;
-        complete(self.backend, index)?;
         Ok(None)
     }
 

@@ -62,7 +62,7 @@ fn possible(wanted: usize) -> Result<usize> {
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>> {
-    Builder::new().spawn(work).map_err(Error::Thread)
+    Builder::new().spawn(of_actor(work)).map_err(Error::Thread)
 }
 
 /// Starts a thread that ends with its scope.
@@ -70,7 +70,7 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>> {
-    Builder::new().spawn_scoped(scope, work).map_err(Error::Thread)
+    Builder::new().spawn_scoped(scope, of_actor(work)).map_err(Error::Thread)
 }
 
 /// Starts up to `wanted` threads that share their work. Fails if not even one starts.
@@ -79,6 +79,9 @@ pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
     wanted: usize,
     worker: impl Fn() -> W,
 ) -> Result<()> {
+    // One thread, so that a schedule can be repeated.
+    #[cfg(test)]
+    let wanted = if crate::protocol::actor().is_some() { 1 } else { wanted };
     for started in 0..wanted {
         match spawn_scoped(scope, worker()) {
             Err(error) if started == 0 => return Err(error),
@@ -87,4 +90,19 @@ pub(crate) fn spawn_workers<'scope, W: FnOnce() + Send + 'scope>(
         }
     }
     Ok(())
+}
+
+#[cfg(not(test))]
+fn of_actor<W>(work: W) -> W {
+    work
+}
+
+/// Lets the tests that schedule this thread schedule the new one, too.
+#[cfg(test)]
+fn of_actor<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let actor = crate::protocol::actor();
+    move || {
+        crate::protocol::set_actor(actor);
+        work()
+    }
 }

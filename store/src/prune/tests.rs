@@ -619,3 +619,4 @@ fn segments_that_a_dead_prune_condemned_are_freed_of_their_chunks() {
 }
 
 mod model;
+mod schedules;

@@ -6,77 +6,10 @@
 //!
 //! Each rule can be switched off. A rule without which no hole opens would have no reason.
 
+use crate::protocol::{RULES, Rule};
 use std::collections::HashMap;
 
-/// The rules of the protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rule {
-    /// A backup writes its marker before anything else.
-    Marker,
-    /// It lists the condemnations before it looks for segments.
-    CondemnedFirst,
-    /// It relies on a segment only after it saw the segment exist.
-    Existence,
-    /// It looks up the chunk if there is any condemnation.
-    LookUpWhenCondemned,
-    /// Announced snapshots are no parents.
-    ParentCounts,
-    /// It reads the record of the parent after it listed the announcements.
-    RecordAfterAnnouncements,
-    /// The announcement comes before the record.
-    AnnounceFirst,
-    /// It looks for a fence at its end.
-    FenceCheck,
-    /// It looks for its marker at its end.
-    MarkerCheck,
-    /// It looks for the fence first, and then for the marker.
-    FenceBeforeMarker,
-    /// A prune condemns segments before it deletes them.
-    Condemn,
-    /// It lists the condemnations of other prunes.
-    OtherCondemnations,
-    /// It waits for sessions.
-    Wait,
-    /// It fences sessions that it does not wait for.
-    Fence,
-    /// It lists the snapshots again after that.
-    SecondSnapshots,
-    /// Announced snapshots have needs.
-    AnnouncedNeeds,
-    /// Segments are deleted before the condemnation is withdrawn.
-    DeletedFirst,
-    /// An accepted snapshot needs a segment that is not condemned.
-    AcceptUncondemned,
-    /// The condemnations for that are listed after the snapshot was.
-    CondemnedAfterSnapshot,
-    /// Markers are cleared away before the fence.
-    MarkerBeforeFence,
-}
-
 use Rule::*;
-
-const RULES: [Rule; 20] = [
-    Marker,
-    CondemnedFirst,
-    Existence,
-    LookUpWhenCondemned,
-    ParentCounts,
-    RecordAfterAnnouncements,
-    AnnounceFirst,
-    FenceCheck,
-    MarkerCheck,
-    FenceBeforeMarker,
-    Condemn,
-    OtherCondemnations,
-    Wait,
-    Fence,
-    SecondSnapshots,
-    AnnouncedNeeds,
-    DeletedFirst,
-    AcceptUncondemned,
-    CondemnedAfterSnapshot,
-    MarkerBeforeFence,
-];
 
 /// A set of segments, snapshots, backups or prunes.
 type Set = u8;
