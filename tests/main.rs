@@ -38,6 +38,8 @@ mod instance_checks;
 mod instance_faults;
 /// Keys that decrypt values in the databases of instances.
 mod keys;
+/// `kill -9` at every step of prunes, forgets and backups.
+mod kills;
 /// Live bare repositories.
 mod live_git;
 /// Mattermost next to GitLab, and alone.

@@ -54,6 +54,9 @@ const SMALL_MAX: usize = 32;
 /// A segment of less than this part of the usual size is small.
 const SMALL_PART: u64 = 4;
 
+/// Number of times that a prune begins again because something is missing.
+const RETRIES_MAX: u32 = 2;
+
 /// Bytes of a segment that are read at once.
 const READ_BYTES: u64 = 1 << 20;
 
@@ -136,12 +139,15 @@ pub fn prune(
         return Err(Error::SharedFileSystem(store.place()));
     }
     let deadline = Instant::now() + options.wait;
+    let mut retries = 0;
     loop {
         let mut prune = Prune::new(store, options, deadline);
         match prune.run(planned) {
             Ok(()) => return Ok(prune.report),
             // Another prune deleted what only a snapshot needed that was forgotten meanwhile.
             Err(error) if prune.has_forgotten(&error)? => {}
+            // It moved what this one just read.
+            Err(error) if is_missing(&error) && retries < RETRIES_MAX => retries += 1,
             Err(error) => return Err(error),
         }
     }

@@ -1,6 +1,7 @@
-/* Runs a program and lets the n-th of some system calls fail, or do less than requested.
+/* Runs a program and lets the n-th of some system calls fail, do less than requested, or never begin
+ * because the program is killed.
  *
- *     trip COUNT_FILE BELOW CALL,CALL... N[+] ERRNO|short PROGRAM [ARGUMENT]...
+ *     trip COUNT_FILE BELOW CALL,CALL... N[+] ERRNO|short|kill PROGRAM [ARGUMENT]...
  *
  * Only calls on paths and open files below the directory BELOW count, over all threads
  * and children. With "+" all calls from the n-th on fail. Writes the number of such calls
@@ -52,7 +53,7 @@ static const struct call {
 static int is_chosen[CALLS];
 static const char *below;
 static unsigned long count, wanted;
-static int is_for_good, is_short, error;
+static int is_for_good, is_short, is_kill, error, child;
 
 static void die(const char *what)
 {
@@ -131,6 +132,10 @@ static void meet(int pid)
 		count++;
 		if (count < wanted || (count > wanted && !is_for_good))
 			return;
+		if (is_kill) {
+			kill(child, SIGKILL);
+			return;
+		}
 		if (is_short) {
 			regs.rdx = regs.rdx > 2 ? regs.rdx / 3 : regs.rdx;
 		} else {
@@ -176,9 +181,10 @@ int main(int argc, char **argv)
 	wanted = strtoul(argv[4], NULL, 10);
 	is_for_good = strchr(argv[4], '+') != NULL;
 	is_short = !strcmp(argv[5], "short");
+	is_kill = !strcmp(argv[5], "kill");
 	error = atoi(argv[5]);
 
-	int child = fork();
+	child = fork();
 	if (child < 0)
 		die("fork");
 	if (child == 0) {

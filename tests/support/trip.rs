@@ -14,6 +14,8 @@ pub enum Fault {
     ForGood(Errno),
     /// This call and later ones read or write a third of the requested bytes.
     Short,
+    /// The program is killed before the call begins.
+    Kill,
 }
 
 /// Errors that disks return.
@@ -46,10 +48,12 @@ impl Trip<'_> {
     pub fn run(&self, sandbox: &Sandbox, arguments: &[&str]) -> (Outcome, usize) {
         let root = sandbox.root().canonicalize().expect("is there");
         let below = root.join(self.below);
-        let n = self.n.to_string() + if matches!(self.fault, Fault::Once(_)) { "" } else { "+" };
+        let is_once = matches!(self.fault, Fault::Once(_) | Fault::Kill);
+        let n = self.n.to_string() + if is_once { "" } else { "+" };
         let fault = match self.fault {
             Fault::Once(errno) | Fault::ForGood(errno) => (errno as i32).to_string(),
             Fault::Short => "short".to_owned(),
+            Fault::Kill => "kill".to_owned(),
         };
         let run = sandbox.tool(program()).args([Path::new("count"), &below]);
         let run = run.args([self.call, &n, &fault, FORGEKEEP]).args(arguments);

@@ -250,6 +250,56 @@ fn anything_unreadable_or_unknown_stops_a_prune_before_it_deletes() {
     }
 }
 
+/// restic (issues 1246 and 4612): an incomplete listing, or an error, looked like an empty store.
+#[test]
+fn a_listing_that_fails_deletes_nothing() {
+    for failing in ["snapshots", "sessions", "condemned", "fence", "segments/80"] {
+        let fixture = Fixture::new();
+        let store = fixture.store(0);
+        let [_, b] = [&[1, 2][..], &[3]].map(|seeds| backup(&store, seeds));
+        let backend = Faulty::new(
+            fixture.memory.clone(),
+            Arc::new(move |operation, name: &str| match operation {
+                Operation::List if name == failing => Err(io::Error::other("a broken listing")),
+                _ => Ok(()),
+            }),
+        );
+        drop(store);
+        fixture.forget(&b);
+        let before = fixture.names("segments/");
+        let done = fixture
+            .open_on(Arc::new(backend), 0)
+            .and_then(|store| prune(&store, &options(), &mut |_| {}));
+        let error = done.expect_err("is refused");
+        assert!(error.to_string().contains(failing), "{error}");
+        assert_eq!([fixture.names("segments/"), fixture.names("condemned/")], [before, vec![]]);
+    }
+}
+
+/// restic (issue 21820): of two index entries of a chunk, the wrong one was lost.
+#[test]
+fn the_index_locates_the_other_copy_of_a_chunk_whose_segment_went() {
+    let fixture = Fixture::new();
+    let [first, second] = [fixture.store(0), fixture.store(1)];
+    let [a, b] = [begin(&first, &[1, 2]), begin(&second, &[1, 2])];
+    let [a, b] = [a.finish(&first), b.finish(&second)].map(|id| id.expect("succeeds"));
+    drop((first, second));
+    // Both indexes know both copies.
+    let stores = [fixture.store(0), fixture.store(1)];
+    let chunk = ChunkId::of(&noise(1));
+    assert_eq!(prune(&stores[0], &options(), &mut |_| {}).expect("prunes").deleted.segments, 2);
+    for (host, store) in stores.iter().enumerate() {
+        // The second machine learns it from a backup.
+        let session = (host == 1).then(|| begin(store, &[1, 2]));
+        let at = store.index.find(&chunk).expect("asks").expect("has it");
+        assert!(fixture.names("segments/").contains(&segment::file_name(&at.segment)), "{host}");
+        drop(session);
+        [a, b].iter().for_each(|id| reads(store, id));
+        let report = check(store, ReadData::All).expect("checks");
+        assert!(report.is_clean(), "{:?}", report.damages);
+    }
+}
+
 #[test]
 fn a_lost_segment_stops_a_prune() {
     let fixture = Fixture::new();

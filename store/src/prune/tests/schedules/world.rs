@@ -21,6 +21,9 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 /// Questions about a silent session after which it counts as dead.
 const QUESTIONS_MAX: u32 = 40;
 
+/// Line of a script: the actor is killed.
+pub const KILL: &str = "kill";
+
 /// Random numbers: SplitMix64.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
@@ -382,6 +385,14 @@ impl World {
             inner.say(|| format!("{actor}: KILLED before {}", what()));
             drop(inner);
             self.wakes[actor].notify_all();
+            return die();
+        }
+        if let Order::Script(lines) = &inner.parameters.order
+            && lines.get(inner.line) == Some(&(actor, KILL))
+        {
+            inner.line += 1;
+            inner.actors[actor].is_killed = true;
+            drop(inner);
             return die();
         }
         if let Order::Script(lines) = &inner.parameters.order
