@@ -97,8 +97,9 @@ impl Bench {
             std::fs::read_dir(dir).map_or(0, Iterator::count)
         });
         assert_eq!(remains, [0; 3], "{when}");
+        // Less stays in partly needed segments than makes a rewrite worthwhile.
         let stats = self.sandbox.json(["stats"]);
-        assert_eq!(stats[0]["garbage_bytes"], 0, "{when}: {stats:?}");
+        assert!(stats[0]["garbage_bytes"].as_u64() < Some(20_000), "{when}: {stats:?}");
     }
 
     /// Backs up the source, and restores the new snapshot.

