@@ -14,7 +14,7 @@ use crate::snapshot::{Id, example};
 use crate::store::{Purpose, RunningSession};
 use crate::tree::{TreeReader, TreeWriter};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 const NOW: Time = Time { seconds: 2_000_000_000, nanoseconds: 0 };
 
@@ -298,6 +298,31 @@ fn the_index_locates_the_other_copy_of_a_chunk_whose_segment_went() {
         let report = check(store, ReadData::All).expect("checks");
         assert!(report.is_clean(), "{:?}", report.damages);
     }
+}
+
+#[test]
+fn a_check_does_not_report_what_only_a_forgotten_snapshot_needed() {
+    let fixture = Fixture::new();
+    let store = fixture.store(0);
+    let [a, b] = [&[1, 2][..], &[3]].map(|seeds| backup(&store, seeds));
+    drop(store);
+    let is_due = Arc::new(AtomicBool::new(false));
+    let (memory, due) = (fixture.memory.clone(), Arc::clone(&is_due));
+    let fault = move |operation, name: &str| {
+        if operation == Operation::List && name == "segments/00" && due.swap(false, Relaxed) {
+            let other = Fixture { memory: memory.clone(), ..Fixture::new() };
+            other.forget(&b);
+            assert_eq!(other.prune().deleted.segments, 2);
+        }
+        Ok(())
+    };
+    let backend = Faulty::new(fixture.memory.clone(), Arc::new(fault));
+    let store = fixture.open_on(Arc::new(backend), 1).expect("opens");
+    is_due.store(true, Relaxed);
+    let report = check(&store, ReadData::All).expect("checks");
+    assert!(!is_due.load(Relaxed));
+    assert!(report.is_clean(), "{:?} {:?}", report.damages, report.losses);
+    reads(&store, &a);
 }
 
 #[test]

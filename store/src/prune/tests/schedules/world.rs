@@ -95,6 +95,7 @@ struct State {
 
 /// Something that must not happen.
 #[derive(Debug, Clone)]
+#[expect(dead_code, reason = "the texts are shown by `Debug`")]
 pub enum Fault {
     /// Data of a snapshot whose backup succeeded is lost or wrong.
     Loss(String),
