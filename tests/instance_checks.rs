@@ -753,7 +753,7 @@ fn projects_of_a_group_that_is_being_deleted_may_lose_repositories() {
 }
 
 #[test]
-fn an_optional_part_that_vanished_is_reported_once() {
+fn an_optional_part_that_vanished_is_reported_until_it_is_meant() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -761,10 +761,12 @@ fn an_optional_part_that_vanished_is_reported_once() {
     backup(&sandbox).run().ok();
     remove(gitlab.path("var/opt/gitlab/gitlab-rails/shared/encrypted_settings"));
     let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
-    for all in [inspect().ends_with(3).json(), backup(&sandbox).run().ok().json()] {
+    for all in [inspect().ends_with(3).json(), backup(&sandbox).run().ends_with(3).json()] {
         let (verdict, text) = check(&all, "parts");
         assert!(verdict == "warning" && text.contains("encrypted-settings: /"), "{text}");
     }
+    inspect().ends_with(3);
+    backup(&sandbox).args(["--allow-loss"]).run().ok();
     inspect().ok();
 }
 
@@ -949,7 +951,7 @@ fn an_inspection_names_parts_without_files() {
     let (verdict, text) = check(&looked.ends_with(3).json(), "directories");
     assert!(verdict == "failed" && text.contains("encrypted-settings: /"), "{text}");
     let printed = backup(&sandbox).run().ends_with(3).all_output();
-    assert!(printed.contains("encrypted_settings has no files, and had some in"), "{printed}");
+    assert!(printed.contains("encrypted_settings has no files, and had"), "{printed}");
 }
 
 #[test]

@@ -28,6 +28,8 @@ mod format;
 mod gitlab_container;
 /// Stores written by earlier versions.
 mod golden;
+/// Sources and stores that are not mounted, and sources that lost most of their files.
+mod guard;
 /// Restores over the machine of an instance.
 mod in_place;
 /// Whole instances with real servers.

@@ -246,9 +246,11 @@ fn an_incomplete_snapshot_names_the_last_complete_one() {
     run(&backup).ok();
     std::fs::rename(sandbox.path("more"), sandbox.path("elsewhere")).expect("is moved");
     run(&backup).ends_with(3);
-    let (place, store) = (sandbox.at("latest", "data"), sandbox.text("store"));
+    let store = sandbox.text("store");
     let list = run(&["snapshots", "--json", "--store", &store]).ok().json();
-    let complete = list[0]["short_id"].as_str().expect("an id").to_owned();
+    let [complete, last] =
+        [0, 1].map(|at| list[at]["short_id"].as_str().expect("an id").to_owned());
+    let place = sandbox.at(&last, "data");
     let outcome = run(&["restore", &place, "--target", "back", "--store", &store]).ok();
     assert!(outcome.stderr.contains("NOT COMPLETE"), "{}", outcome.all_output());
     assert!(outcome.stderr.contains(&complete), "{}", outcome.all_output());
@@ -306,7 +308,7 @@ fn relative_patterns_follow_links_like_sources() {
 }
 
 #[test]
-fn a_source_that_lost_all_of_its_files_is_reported_once() {
+fn a_source_that_lost_all_of_its_files_is_reported_until_it_is_meant() {
     let sandbox = Sandbox::with_store();
     std::fs::create_dir_all(sandbox.path("always/empty")).expect("makes");
     sandbox.write("disk/dir/1", "1");
@@ -321,6 +323,8 @@ fn a_source_that_lost_all_of_its_files_is_reported_once() {
     let warning = format!("{} has no files", sandbox.text("disk"));
     assert!(outcome.stderr.contains(&warning), "{}", outcome.all_output());
     assert!(!outcome.stderr.contains("always"), "{}", outcome.all_output());
+    sandbox.run(backup).ends_with(3);
+    sandbox.forgekeep(backup).args(["--allow-loss"]).run().ok();
     sandbox.run(backup).ok();
 }
 

@@ -26,5 +26,7 @@ pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
         instance: None,
         skipped: store::snapshot::Skipped::default(),
         run: None,
+        sources: Vec::new(),
+        emptied: Vec::new(),
     }
 }

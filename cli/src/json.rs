@@ -1,5 +1,6 @@
 //! The lines of `--json`, one type for each. `docs/json.md` is generated from them.
 
+use crate::losses::EmptiedSource;
 use crate::report::{mode, utc_time};
 use crate::run_id::RunId;
 use crate::run_record::RunRecord;
@@ -897,6 +898,9 @@ pub struct SnapshotLine<'a> {
     pub run_id: Option<String>,
     /// Number of source paths that could not be read and are missing.
     pub errors: u64,
+    /// Sources that had lost most of their files, or their mount. With any of them, the snapshot
+    /// counts for no rule and is no parent.
+    pub emptied: Vec<EmptiedSource>,
     /// The instance, if this is the backup of one.
     pub instance: Option<SnapshotInstance<'a>>,
     /// Result of checks and drills; null without any.
@@ -1217,6 +1221,7 @@ impl<'a> SnapshotLine<'a> {
             program_version: &snapshot.program,
             run_id: snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
             errors: snapshot.unreadable_count,
+            emptied: snapshot.emptied.iter().map(EmptiedSource::of).collect(),
             instance: snapshot.instance.as_ref().map(|instance| SnapshotInstance {
                 name: &instance.name,
                 kind: &instance.kind,

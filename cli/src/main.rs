@@ -8,6 +8,7 @@ mod startup;
 
 mod exit;
 
+mod losses;
 mod run_id;
 mod run_record;
 

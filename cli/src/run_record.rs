@@ -1,8 +1,8 @@
 //! Record of one backup run. `--json`, notifications and the closing lines all describe a run by it.
 
 use crate::exit::Failure;
-use crate::report::shown;
-use crate::report::{skipped_records, utc_time};
+use crate::losses::{self, EmptiedSource};
+use crate::report::{shown, skipped_records, utc_time};
 use crate::run_id::RunId;
 use forge::check::Verdict;
 use forge::manifest::Manifest;
@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use store::backup::Report;
-use store::entry::{Displayed, Time};
+use store::entry::Time;
 use store::snapshot::Statistics;
 
 /// Version of the record. It grows when a field changes its meaning or goes, not when one is added.
@@ -65,6 +65,9 @@ pub struct RunRecord {
     pub files_stored_plainly: BTreeMap<&'static str, u64>,
     /// Damage found in older snapshots; null if none was found.
     pub damage: Option<DamageFound>,
+    /// Sources that lost most of their files, or their mount. With any of them, the snapshot counts
+    /// for no rule and is no parent.
+    pub emptied: Vec<EmptiedSource>,
     /// Number of paths that are missing from the snapshot or lack metadata there.
     pub errors: u64,
     /// Number of snapshot records that are unreadable, dated in the future or of a newer version.
@@ -174,6 +177,7 @@ impl RunRecord {
             dirs_removed: None,
             files_stored_plainly: BTreeMap::new(),
             damage: None,
+            emptied: Vec::new(),
             errors: 0,
             snapshots_passed_over: 0,
             instance: None,
@@ -237,6 +241,7 @@ impl RunRecord {
             files_removed: report.removed.map(|removed| removed.files),
             dirs_removed: report.removed.map(|removed| removed.dirs),
             files_stored_plainly: report.stored_plainly.clone(),
+            emptied: report.emptied.iter().map(EmptiedSource::of).collect(),
             damage,
             errors: report.unreadable_count + statistics.metadata_unreadable,
             snapshots_passed_over: report.skipped_records,
@@ -288,10 +293,9 @@ fn lack(manifest: &Manifest, unreadable: u64) -> String {
     }
 }
 
-/// Names the directories that have no files any more.
-fn emptied(report: &Report) -> Option<String> {
-    let paths: Vec<String> = report.emptied.iter().map(|path| path.displayed()).collect();
-    (!paths.is_empty()).then(|| format!("no files any more in {}", paths.join(", ")))
+/// Describes the sources that lost most of their files, or their mount.
+fn emptied(report: &Report) -> impl Iterator<Item = String> {
+    report.emptied.iter().map(losses::text)
 }
 
 fn lacks_paths(paths: u64) -> String {

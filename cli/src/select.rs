@@ -596,7 +596,8 @@ impl<'a> Finder<'a> {
     }
 
     /// Returns the newest of the snapshots, or the one `back` places before it. Does not count
-    /// unreadable records, and warns about them.
+    /// unreadable records, and warns about them. Snapshots with emptied sources count only if there
+    /// are no others.
     fn latest(
         &mut self,
         selector: &Selector,
@@ -604,18 +605,30 @@ impl<'a> Finder<'a> {
         pool: &[&Header],
         mut unreadable: u64,
     ) -> Result<Found, Failure> {
-        let mut readable = 0;
+        let (mut readable, mut emptied) = (0, Vec::new());
         for header in pool.iter().rev() {
             let Some(snapshot) = self.read(header) else {
                 unreadable += 1;
                 continue;
             };
+            if snapshot.is_emptied() {
+                emptied.push(*header);
+                continue;
+            }
             if readable == back {
                 let snapshot = snapshot.clone();
                 let is_sure = unreadable == 0;
+                self.warn_of_emptied(&emptied);
                 return Ok(Found { id: header.position.id, snapshot, is_sure });
             }
             readable += 1;
+        }
+        if readable == 0
+            && let Some(header) = emptied.get(back)
+            && let Some(snapshot) = self.read(header)
+        {
+            let (snapshot, is_sure) = (snapshot.clone(), unreadable == 0);
+            return Ok(Found { id: header.position.id, snapshot, is_sure });
         }
         // The wanted one may be among the unreadable ones.
         if unreadable > 0 {
@@ -645,18 +658,27 @@ impl<'a> Finder<'a> {
         let seconds = report::seconds_of_day(day);
         let first = candidates.partition_point(|header| header.position.seconds < seconds.start);
         let end = candidates.partition_point(|header| header.position.seconds < seconds.end);
+        let mut chosen = None;
         for header in candidates[first..end].iter().rev() {
-            match self.read(header) {
-                Some(snapshot) => {
-                    let (id, snapshot) = (header.position.id, snapshot.clone());
-                    let is_future = snapshot.is_from_future(report::now());
-                    if is_future {
-                        self.warn_of_future(&[header], false);
-                    }
-                    return Ok(Found { id, snapshot, is_sure: unreadable == 0 && !is_future });
+            match self.read(header).map(Snapshot::is_emptied) {
+                Some(false) => {
+                    chosen = Some(*header);
+                    break;
                 }
+                // Only if there is no other.
+                Some(true) => drop(chosen.get_or_insert(*header)),
                 None => unreadable += 1,
             }
+        }
+        if let Some(header) = chosen
+            && let Some(snapshot) = self.read(header)
+        {
+            let (id, snapshot) = (header.position.id, snapshot.clone());
+            let is_future = snapshot.is_from_future(report::now());
+            if is_future {
+                self.warn_of_future(&[header], false);
+            }
+            return Ok(Found { id, snapshot, is_sure: unreadable == 0 && !is_future });
         }
         if unreadable > 0 {
             return Err(no_readable(selector, unreadable));
@@ -694,6 +716,22 @@ impl<'a> Finder<'a> {
             self.read.insert(id, read);
         }
         self.read[&id].as_ref()
+    }
+
+    /// Warns of snapshots that `latest` passes over. The newest come first.
+    fn warn_of_emptied(&self, emptied: &[&Header]) {
+        let Some(newest) = emptied.first() else { return };
+        let Position { seconds, nanoseconds, id } = newest.position;
+        let time = local_time(Time { seconds, nanoseconds });
+        let (id, more) = (id.short(), emptied.len() - 1);
+        let and = match more {
+            0 => String::new(),
+            more => format!(", and {} before it", count(more as u64, "other")),
+        };
+        self.warn(format!(
+            "latest ignores snapshot {id} of {time}{and}: a source had lost most of its files, or its \
+             mount; name the id to use it"
+        ));
     }
 
     fn warn_of_future(&self, future: &[&Header], is_only: bool) {

@@ -8,12 +8,13 @@ use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
 use crate::service::step::Step;
-use crate::settings::{ChangedKeys, Missing, Mode, Sample, Settings};
+use crate::settings::{ChangedKeys, Missing, Mode, PartSettings, Sample, Settings};
 use crate::view::{Mount, as_text, as_texts, shown};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use store::backup::MaxLoss;
 use store::observe::Progress;
 
 /// Part with the sites of users.
@@ -87,6 +88,8 @@ pub struct Plan {
     pub projects: Option<BTreeSet<u64>>,
     /// Parts whose files may be missing although databases name them.
     pub excused: Excused,
+    /// Limits for the share of its files that a part may lose between two backups.
+    pub max_loss: PartLimits,
     /// Treatment of changed keys.
     pub changed_keys: ChangedKeys,
     /// Findings for the report.
@@ -142,6 +145,7 @@ impl Plan {
             sample: settings.checks.sample,
             projects: None,
             excused: Excused::of(settings),
+            max_loss: PartLimits::of(settings),
             changed_keys: settings.keys.changed,
             notes: Vec::new(),
         }
@@ -371,6 +375,37 @@ impl Excused {
         match self {
             Excused::All => true,
             Excused::Parts(parts) => parts.iter().any(|known| known == part),
+        }
+    }
+}
+
+/// Limits for the share of its files that a part may lose between two backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartLimits {
+    /// Limit of all other parts.
+    all: Option<MaxLoss>,
+    parts: BTreeMap<String, MaxLoss>,
+    excused: Excused,
+}
+
+impl PartLimits {
+    fn of(settings: &Settings) -> PartLimits {
+        let own = |(name, part): (&String, &PartSettings)| Some((name.clone(), part.max_loss?));
+        PartLimits {
+            all: settings.max_loss,
+            parts: settings.parts.iter().filter_map(own).collect(),
+            excused: Excused::of(settings),
+        }
+    }
+
+    /// Returns the limit of a part: its own one, everything if its files may be missing, or that of
+    /// the instance. `usual` is the limit without settings.
+    pub fn limit(&self, part: &str, usual: MaxLoss) -> MaxLoss {
+        match self.parts.get(part) {
+            Some(own) => *own,
+            None if self.excused.has(part) => MaxLoss::ALL,
+            None if usual == MaxLoss::ALL => usual,
+            None => self.all.unwrap_or(usual),
         }
     }
 }

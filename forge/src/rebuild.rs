@@ -34,6 +34,7 @@ use files::Files;
 use record::Losses;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::entry::display_path;
 use store::observe::{Event, Progress};
 use store::snapshot::Snapshot;
 use store::store::Store;
@@ -116,7 +117,7 @@ pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outco
 
 /// Describes the missing parts of a snapshot; empty if it is complete.
 pub fn lacking(snapshot: &Snapshot, manifest: &Manifest) -> Vec<String> {
-    if snapshot.is_complete() {
+    if snapshot.is_sound() {
         return Vec::new();
     }
     let parts = manifest.missing.iter().filter(|absent| absent.is_required);
@@ -125,7 +126,11 @@ pub fn lacking(snapshot: &Snapshot, manifest: &Manifest) -> Vec<String> {
     let failed = failed.map(|check| format!("{}: {}", check.name, check.text));
     let unread = Some(snapshot.unreadable_count).filter(|count| *count > 0);
     let unread = unread.map(|count| format!("{count} paths could not be read"));
-    let mut lacking: Vec<String> = parts.chain(failed).chain(unread).collect();
+    let emptied = snapshot.emptied.iter().map(|of| {
+        let files = of.then.files.saturating_sub(of.now.files);
+        format!("{} had lost {files} files", display_path(&of.path))
+    });
+    let mut lacking: Vec<String> = parts.chain(failed).chain(unread).chain(emptied).collect();
     if lacking.is_empty() {
         lacking.push("the backup was not completed".into());
     }

@@ -100,7 +100,8 @@ impl Outcome {
 /// Backs up an instance. Each stop and each silence is recorded in `record` first, and removed when
 /// it is undone. A step that could not be undone, or is due later, stays there. Failures besides
 /// the snapshot are in the outcome.
-pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
+pub fn backup(mut job: Job<'_>, record: &mut Record) -> Result<Outcome> {
+    job.options.guard.max_loss = emptied::limits(job.plan);
     let after = &job.plan.after;
     if !after.is_empty() && !job.options.is_dry {
         // Recorded first, so that they run even if this process is killed.
@@ -503,7 +504,11 @@ impl<'j> Session<'j> {
         let dumped = dumped.map(String::as_str);
         checks.extend(vanished::parts(plan, earlier.as_ref())?);
         checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
-        checks.extend(emptied::check(plan, earlier.as_ref(), false)?);
+        let allow_loss = job.options.guard.allow_loss;
+        let emptied = emptied::check(plan, earlier.as_ref(), false, allow_loss)?;
+        let dirs = emptied.as_ref().map(|emptied| emptied.dirs.clone());
+        self.backup.set_emptied_dirs(dirs.unwrap_or_default());
+        checks.extend(emptied.map(|emptied| emptied.check));
         checks.extend(empty_references(plan, self.backup.empty_references()));
         checks.extend(self.check_keys(&copy)?);
         Ok(checks)
@@ -518,6 +523,7 @@ impl<'j> Session<'j> {
             let of = snapshot.instance.as_ref();
             snapshot.host == parent.host
                 && of.is_some_and(|of| of.name == self.job.plan.instance && of.is_complete)
+                && !snapshot.is_emptied()
         });
         if all.is_empty() {
             all.push((id, parent.clone()));

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
+use store::backup::MaxLoss;
 
 /// Settings of one instance.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,6 +31,8 @@ pub struct Settings {
     pub tags: Vec<String>,
     /// Rules for the snapshots that `forget` keeps.
     pub keep: Option<store::retention::Rules>,
+    /// Largest share of its files or bytes that a part may lose between two backups.
+    pub max_loss: Option<MaxLoss>,
     /// Globs of paths to exclude from all parts.
     #[serde(default)]
     pub exclude: Vec<String>,
@@ -143,6 +146,8 @@ pub struct PartSettings {
     /// Exclude the part on purpose.
     #[serde(default)]
     pub skip: bool,
+    /// Largest share of its files or bytes that the part may lose between two backups.
+    pub max_loss: Option<MaxLoss>,
     /// Globs of paths to exclude in the part, but not in other parts below it.
     #[serde(default)]
     pub exclude: Vec<String>,

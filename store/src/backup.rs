@@ -18,6 +18,7 @@ mod entry_runs;
 mod failure;
 mod gate;
 mod git_dir;
+mod guard;
 mod ingest;
 mod lenders;
 mod merge;
@@ -29,6 +30,7 @@ mod run;
 mod survey;
 mod vanished;
 
+pub use guard::{Guard, MaxLoss, WrongShare};
 pub use passes::{Backup, Likeness, Sources};
 
 use crate::damage::Damage;
@@ -36,7 +38,7 @@ use crate::entry::{Displayed, Time};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::observe::Event;
-use crate::snapshot::Statistics;
+use crate::snapshot::{Emptied, Statistics};
 use crate::source;
 use crate::store::Store;
 use std::collections::BTreeMap;
@@ -65,6 +67,8 @@ pub struct BackupOptions {
     pub is_dry: bool,
     /// Number of threads that walk ahead of reading.
     pub walk_threads: usize,
+    /// Losses that are accepted.
+    pub guard: Guard,
     /// Description of the run for the record.
     pub about: About,
 }
@@ -110,8 +114,9 @@ pub struct Report {
     pub damage: Option<Damage>,
     /// True if the snapshot holds only the named directories and those above them.
     pub is_empty: bool,
-    /// Named directories without files that had files in the parent. Their disk may not be mounted.
-    pub emptied: Vec<PathBuf>,
+    /// Sources that lost most of their files, or their mount, since the last good snapshot. With any
+    /// of them, the snapshot is marked.
+    pub emptied: Vec<Emptied>,
 }
 
 /// Numbers of entries that the parent has and the snapshot does not.

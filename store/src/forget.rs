@@ -36,7 +36,7 @@ impl Store {
     /// Fails if one of these snapshots is pinned or cannot be read, or if a series would lose its last
     /// complete snapshot. Returns their headers.
     ///
-    /// A snapshot from the future does not count as one that is left.
+    /// A snapshot from the future, or with emptied sources, does not count as one that is left.
     pub fn may_forget(&self, ids: &[SnapshotId], now: Time) -> Result<Vec<Header>> {
         let wanted: HashSet<SnapshotId> = ids.iter().copied().collect();
         let records = self.records()?;
@@ -46,7 +46,7 @@ impl Store {
         let mut complete = HashSet::new();
         for id in ids {
             match self.snapshot(id) {
-                Ok(snapshot) if snapshot.is_complete() => drop(complete.insert(*id)),
+                Ok(snapshot) if snapshot.is_sound() => drop(complete.insert(*id)),
                 Ok(_) => {}
                 Err(error) if self.was_forgotten(id, &error) => {}
                 Err(error) => return Err(error),
@@ -112,7 +112,7 @@ impl Store {
             });
             // An unreadable snapshot is not one that is left.
             let is_complete = |header: &&Header| {
-                self.snapshot_of(header).is_ok_and(|snapshot| snapshot.is_complete())
+                self.snapshot_of(header).is_ok_and(|snapshot| snapshot.is_sound())
             };
             if !others.copied().any(|header| is_complete(&header)) {
                 return Err(Error::LastComplete { id, source_name: shown(&source) });

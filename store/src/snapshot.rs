@@ -72,6 +72,134 @@ pub struct Snapshot {
     /// Random id of the run, which the snapshots of several machines may share.
     #[n(15)]
     pub run: Option<ByteArray<16>>,
+    /// State of each source path, in the order of `paths`. Empty if an older program made the
+    /// snapshot, or if it holds a stream.
+    #[n(16)]
+    #[cbor(default)]
+    pub sources: Vec<SourceState>,
+    /// Sources that had lost most of their files, or their mount. With any of them, the snapshot
+    /// counts for no rule and is no parent.
+    #[n(17)]
+    #[cbor(default)]
+    pub emptied: Vec<Emptied>,
+}
+
+/// Number of files and their bytes. Everything but a directory counts as a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(array)]
+pub struct Amount {
+    /// Number of files.
+    #[n(0)]
+    pub files: u64,
+    /// Sum of their sizes in bytes.
+    #[n(1)]
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// Adds a file of this size.
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+/// A source path at the time of the backup, for a comparison with later ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct SourceState {
+    /// Files in it, without those in other source paths below.
+    #[n(0)]
+    #[cbor(default)]
+    pub amount: Amount,
+    /// Topmost directory of its file system, unless it is on the root file system.
+    #[n(1)]
+    pub mount: Option<ByteVec>,
+    /// Type of that file system, as a number of the kernel.
+    #[n(2)]
+    pub file_system: Option<u64>,
+}
+
+/// A source that had lost most of its files, or its mount.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Emptied {
+    /// Absolute path of the source, or of a directory in it.
+    #[n(0)]
+    pub path: ByteVec,
+    /// Kind of the loss.
+    #[n(1)]
+    pub cause: Cause,
+    /// Files that it had, without those that this backup skipped.
+    #[n(2)]
+    pub then: Amount,
+    /// Files that it has.
+    #[n(3)]
+    pub now: Amount,
+    /// Snapshot with which it was compared.
+    #[n(4)]
+    pub since: Option<Id>,
+}
+
+/// Kind of a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The path does not exist.
+    Gone,
+    /// It has no files.
+    Empty,
+    /// It lost more of its files or bytes than it may.
+    Shrunk,
+    /// The file system on which it was is not mounted.
+    Unmounted,
+    /// A file system of another type is mounted there.
+    OtherFileSystem,
+    /// A newer program recorded it.
+    Unknown,
+}
+
+impl Cause {
+    const ALL: [Cause; 6] = [
+        Cause::Unknown,
+        Cause::Gone,
+        Cause::Empty,
+        Cause::Shrunk,
+        Cause::Unmounted,
+        Cause::OtherFileSystem,
+    ];
+
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Gone => "gone",
+            Cause::Empty => "empty",
+            Cause::Shrunk => "shrunk",
+            Cause::Unmounted => "unmounted",
+            Cause::OtherFileSystem => "other-file-system",
+            Cause::Unknown => "unknown",
+        }
+    }
+}
+
+impl<C> Encode<C> for Cause {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        out: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        let number = Cause::ALL.iter().position(|cause| cause == self).unwrap_or_default();
+        out.u64(number as u64)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Cause {
+    fn decode(
+        input: &mut minicbor::Decoder<'b>,
+        _: &mut C,
+    ) -> Result<Cause, minicbor::decode::Error> {
+        let number = usize::try_from(input.u64()?).unwrap_or(usize::MAX);
+        Ok(Cause::ALL.get(number).copied().unwrap_or(Cause::Unknown))
+    }
 }
 
 /// Content that a backup skipped, besides the user's patterns. A restore that deletes files spares
@@ -302,6 +430,16 @@ impl Snapshot {
         self.unreadable_count == 0 && self.instance.as_ref().is_none_or(is_whole)
     }
 
+    /// Returns true if a source had lost most of its files, or its mount.
+    pub fn is_emptied(&self) -> bool {
+        !self.emptied.is_empty()
+    }
+
+    /// Returns true if the snapshot is complete and no source was emptied.
+    pub fn is_sound(&self) -> bool {
+        self.is_complete() && !self.is_emptied()
+    }
+
     /// Returns the origin of the snapshot.
     pub fn source(&self) -> SnapshotSource {
         let instance = self.instance.as_ref().map(|instance| instance.name.clone());
@@ -417,6 +555,8 @@ pub(crate) fn example() -> Snapshot {
         instance: None,
         skipped: Skipped::default(),
         run: None,
+        sources: Vec::new(),
+        emptied: Vec::new(),
     }
 }
 
@@ -512,6 +652,19 @@ mod tests {
             |(start, end, words, paths, (ids, instance, skipped), numbers)| {
                 let ((root, parent), [files_new, bytes, unreadable_count]) = (ids, numbers);
                 let (host, user, program, tags, excludes) = words;
+                let amount = Amount { files: files_new, bytes };
+                let state = SourceState {
+                    amount,
+                    mount: parent.map(|id| id.to_vec().into()),
+                    file_system: parent.map(|id| id[1].into()),
+                };
+                let emptied = Emptied {
+                    path: root.to_vec().into(),
+                    cause: Cause::ALL[bytes as usize % Cause::ALL.len()],
+                    then: amount,
+                    now: Amount::default(),
+                    since: parent.map(Id),
+                };
                 Snapshot {
                     version: VERSION,
                     start,
@@ -529,6 +682,8 @@ mod tests {
                     instance,
                     skipped,
                     run: parent.map(|id| [id[0]; 16].into()),
+                    sources: vec![state; usize::from(bytes as u8 % 3)],
+                    emptied: vec![emptied; usize::from(bytes as u8 % 2)],
                 }
             },
         )

@@ -4,7 +4,7 @@ use chunker::Parameters;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use store::backend::Local;
-use store::backup::{About, Backup, BackupOptions, Likeness, Report, Sources};
+use store::backup::{About, Backup, BackupOptions, Guard, Likeness, Report, Sources};
 use store::config::Config;
 use store::entry::Time;
 use store::id::{ChunkId, SnapshotId};
@@ -39,6 +39,7 @@ pub fn backup_options() -> BackupOptions {
         force: false,
         is_dry: false,
         walk_threads: 1,
+        guard: Guard::default(),
         about: About {
             host: "host".into(),
             user: "user".into(),
@@ -133,6 +134,8 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         instance: None,
         skipped: store::snapshot::Skipped::default(),
         run: None,
+        sources: Vec::new(),
+        emptied: Vec::new(),
     };
     snapshot.write(&Local::new(root), store::codec::Codec::new(3)).expect("writes the record")
 }

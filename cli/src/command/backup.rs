@@ -1,6 +1,7 @@
 use super::instance;
 use super::{Global, init};
 use crate::exit::{Failure, usage, with_hint};
+use crate::losses;
 use crate::notifications::Notifications;
 use crate::report::{self, count, now, size, skipped_records};
 use crate::run_id::RunId;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use store::Error;
-use store::backup::{self, About, BackupOptions, Likeness, Report, Sources};
+use store::backup::{self, About, BackupOptions, Guard, Likeness, Report, Sources};
 use store::entry::Displayed;
 use store::glob::Globs;
 use store::observe::Event;
@@ -70,6 +71,9 @@ pub struct Backup {
     /// Stay on the file systems of the given paths. Mount points that are given themselves, and mounted files, are backed up
     #[arg(long, short = 'x')]
     one_file_system: bool,
+    /// Accept that sources are gone, empty, or lost most of their files or their mount since the last good snapshot
+    #[arg(long)]
+    allow_loss: bool,
     /// Print the result without storing it
     #[arg(long, short = 'n')]
     dry_run: bool,
@@ -132,6 +136,7 @@ impl Backup {
         };
         watch.end();
         let report = result?;
+        warn_of_losses(&report, ui);
         if report.is_empty {
             ui.warn(
                 "nothing to back up: the directories are empty, or everything in them is excluded",
@@ -146,6 +151,7 @@ impl Backup {
         if let Some(warning) = skipped_records(report.skipped_records) {
             ui.explain(&warning);
         }
+        explain_losses(&report, None, ui);
         if record.is_good() { shown } else { Err(Failure::Partial) }
     }
 
@@ -271,6 +277,7 @@ impl Backup {
             let result = instance::backup(settings, record, &notifications, &store, options);
             watch.end();
             let mut outcome = result?;
+            warn_of_losses(&outcome.report, ui);
             outcome.failures.extend(left);
             Ok(outcome)
         };
@@ -332,6 +339,7 @@ impl Backup {
             force: self.force,
             is_dry: self.dry_run,
             walk_threads: cores * WALK_THREADS_PER_CORE,
+            guard: Guard { allow_loss: self.allow_loss, ..Guard::default() },
             about: About {
                 host,
                 user: user.map_or_else(|| uid.to_string(), |user| user.name),
@@ -472,6 +480,29 @@ pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result
         }
         (failure, _) => failure,
     })
+}
+
+/// Warns of sources that lost most of their files, or their mount.
+fn warn_of_losses(report: &Report, ui: &Ui) {
+    report.emptied.iter().for_each(|emptied| ui.warn(&losses::text(emptied)));
+}
+
+/// Explains the consequences of such losses, and the way out.
+pub fn explain_losses(report: &Report, instance: Option<&str>, ui: &Ui) {
+    if report.emptied.is_empty() {
+        return;
+    }
+    let key = match instance {
+        Some(name) => format!(
+            "; `max-loss` of instance {name} or of the part sets the share that it may lose each time"
+        ),
+        None => String::new(),
+    };
+    ui.explain(&format!(
+        "the snapshot counts for no rule, and later backups build on the last good one; mount the \
+         disk or restore the files, then run the backup again; if the loss is meant, run it once with \
+         --allow-loss{key}"
+    ));
 }
 
 /// Prints the figures of a backup.

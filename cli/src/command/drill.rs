@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::examination::{self, Examination};
 use crate::exit::{Failure, other, with_hint};
 use crate::json::{DrillSummary, DrilledRepository};
+use crate::losses;
 use crate::notifications;
 use crate::report::{count, local_time, size, utc_time};
 use crate::select::{self, Filter, Found};
@@ -203,11 +204,9 @@ impl Drill {
         examination: &Examination,
     ) -> Result<Done, Failure> {
         let Found { id, snapshot, is_sure } = found;
-        if !snapshot.is_complete() {
-            let text = format!(
-                "snapshot {} is NOT COMPLETE; the drill examines only its content",
-                id.short()
-            );
+        for lack in losses::lacks(snapshot) {
+            let text =
+                format!("snapshot {} {lack}; the drill examines only its content", id.short());
             store.observer().event(Event::Warning(text));
         }
         let catalogue = projects::catalogue(store, id, snapshot)?;

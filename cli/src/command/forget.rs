@@ -27,9 +27,10 @@ const HEADING: &str = "Rules";
 /// have one, in the time zone of this machine. A snapshot stays if any rule keeps it. If a rule has
 /// places left, the oldest snapshot stays as well.
 ///
-/// Only complete snapshots count for rules. An incomplete one stays until a complete one is newer. One
-/// that is dated in the future always stays, with a warning. The newest complete snapshot of each
-/// instance or set of paths always stays, and so do pinned snapshots (`forgekeep pin`).
+/// Only complete snapshots count for rules, and only if no source had lost most of its files. Others
+/// stay until one that counts is newer. One that is dated in the future always stays, with a warning.
+/// The newest complete snapshot of each instance or set of paths always stays, and so do pinned
+/// snapshots (`forgekeep pin`).
 ///
 /// Without rules on the command line, the key `keep` of each instance in the configuration applies, or
 /// that of --instance only. Without any rule, nothing is deleted.
@@ -346,6 +347,8 @@ fn soundness(snapshot: &Snapshot, parent: Option<&Snapshot>, now: Time) -> Sound
         Soundness::Future
     } else if retention::has_wrong_time(snapshot, parent) {
         Soundness::WrongTime
+    } else if snapshot.is_emptied() {
+        Soundness::Emptied
     } else if !snapshot.is_complete() {
         Soundness::Incomplete
     } else {

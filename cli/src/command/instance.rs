@@ -279,6 +279,7 @@ fn print(ui: &Ui, record: &RunRecord, outcome: &Outcome) -> Result<(), Failure> 
     {
         ui.explain(&failure);
     }
+    backup::explain_losses(&outcome.report, Some(&manifest.instance), ui);
     if !outcome.is_complete {
         ui.explain("the backup is not complete; see the missing parts above");
     }

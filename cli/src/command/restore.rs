@@ -3,6 +3,7 @@ use super::in_place::InPlace;
 use super::owner_options::{self, OwnerOptions};
 use crate::exit::{Failure, with_hint};
 use crate::json::RestoreSummary;
+use crate::losses;
 use crate::report::{count, size};
 use crate::select::{self, Filter, Found, tree_path};
 use crate::selector::Place;
@@ -86,14 +87,16 @@ impl Restore {
         raise_open_files();
         let (store, watch) = global.open_for(place.selector.instance.as_deref(), ui, "restore")?;
         let Found { id, snapshot, is_sure } = select::find(&store, &place.selector, &self.filter)?;
-        if !snapshot.is_complete() {
+        if !snapshot.is_sound() {
             let other = last_complete(&store, &snapshot)?;
             let other = other.map_or_else(
                 || "no complete snapshot of its source exists".into(),
                 |other| format!("{} is the last complete one", other.short()),
             );
-            let text = format!("snapshot {} is NOT COMPLETE; {other}", id.short());
-            store.observer().event(Event::Warning(text));
+            for lack in losses::lacks(&snapshot) {
+                let text = format!("snapshot {} {lack}; {other}", id.short());
+                store.observer().event(Event::Warning(text));
+            }
         }
         let incomplete = snapshot.statistics.metadata_unreadable;
         if incomplete > 0 {
@@ -421,6 +424,10 @@ fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
         let name = &instance.name;
         return Some(format!("lacks a part of instance {name}; --delete would remove it"));
     }
+    if let Some(emptied) = snapshot.emptied.first() {
+        let loss = losses::text(emptied);
+        return Some(format!("lacks lost files, which --delete would remove: {loss}"));
+    }
     let text =
         "does not list all paths that its backup skipped; --delete could remove some of them";
     snapshot.skipped.is_cut.then(|| text.into())
@@ -436,7 +443,7 @@ fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, F
         (&other.host, &other.instance) == (&source.host, &source.instance) && is_same
     });
     let mut readable = records.filter_map(Result::ok);
-    let found = readable.find(|(_, other)| other.is_complete());
+    let found = readable.find(|(_, other)| other.is_sound());
     Ok(found.map(|(id, _)| id))
 }
 

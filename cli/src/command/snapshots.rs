@@ -69,6 +69,10 @@ impl Snapshots {
             if snapshot.is_from_future(now()) {
                 notes += "  (dated in the future)";
             }
+            if snapshot.is_emptied() {
+                let paths = snapshot.emptied.iter().map(|emptied| display_path(&emptied.path));
+                notes += &format!("  (EMPTIED: {})", paths.collect::<Vec<_>>().join(" "));
+            }
             let incomplete = snapshot.statistics.metadata_unreadable;
             if incomplete > 0 {
                 notes += &format!("  ({} without some metadata)", count(incomplete, "entry"));

@@ -1,3 +1,6 @@
+//! Losses of parts: the limits for the guard of the store, and directories in parts that it does not
+//! know as sources.
+//!
 //! Finds directories of parts that had files in an earlier snapshot and have none on this machine.
 //!
 //! Their disk is probably not mounted. Services also empty small directories, so only mount points
@@ -9,8 +12,10 @@ use crate::error::Result;
 use crate::mounts;
 use crate::plan::{Part, Phase, Plan};
 use crate::view::{FileBelow, View, shown};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use store::backup::MaxLoss;
 
 /// Directories below a part that are looked at: up to this depth.
 const DEPTH_MAX: usize = 4;
@@ -24,6 +29,33 @@ const TRANSIENT: [&str; 1] = ["builds"];
 
 /// Part whose loss has a check of its own; GitLab can make it again.
 const SSH: &str = "ssh";
+
+/// Returns the sources of all parts with the share that they may lose.
+pub fn limits(plan: &Plan) -> BTreeMap<PathBuf, MaxLoss> {
+    let mut limits = BTreeMap::new();
+    for part in &plan.parts {
+        // Services replace and remove these files all the time.
+        let is_transient = TRANSIENT.contains(&&*part.name)
+            || matches!(part.phase, Phase::Logs | Phase::RedisFiles);
+        let usual = if is_transient { MaxLoss::ALL } else { MaxLoss::HALF };
+        let limit = plan.max_loss.limit(&part.name, usual);
+        // Of alternatives, another one may be in use by now.
+        let has_alternative = !part.needs_all && part.is_there();
+        for path in part.paths.iter().filter(|path| !has_alternative || path.exists()) {
+            let known = limits.entry(path.clone()).or_insert(limit);
+            *known = limit.max(*known);
+        }
+    }
+    limits
+}
+
+/// Directories without files.
+pub struct EmptiedDirs {
+    /// The finding.
+    pub check: Check,
+    /// Those whose loss the settings do not excuse.
+    pub dirs: Vec<PathBuf>,
+}
 
 /// Returns the directories of the parts at which file systems are mounted now. Without a list of
 /// them, nothing is known.
@@ -46,12 +78,13 @@ fn part_of<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Part> {
 
 /// Compares the directories of all parts with those of an earlier snapshot. A backup itself reports
 /// parts without files, so they count only in an inspection (`with_parts`). `None` if there are no
-/// such directories.
+/// such directories. With `allow_loss`, they are only a warning.
 pub fn check(
     plan: &Plan,
     earlier: Option<&Earlier<'_>>,
     with_parts: bool,
-) -> Result<Option<Check>> {
+    allow_loss: bool,
+) -> Result<Option<EmptiedDirs>> {
     let Some(earlier) = earlier else { return Ok(None) };
     let mut search = Search { plan, then: earlier.view(), found: Vec::new() };
     let mounted = mounts::paths()?;
@@ -74,19 +107,20 @@ pub fn check(
     if found.is_empty() {
         return Ok(None);
     }
-    let is_excused = found.iter().all(|dir| plan.excused.has(&dir.part));
-    let verdict = if is_excused { Verdict::Warning } else { Verdict::Failed };
+    let counts = |dir: &&Emptied| !allow_loss && !plan.excused.has(&dir.part);
+    let dirs: Vec<PathBuf> = found.iter().filter(counts).map(|dir| dir.path.clone()).collect();
+    let verdict = if dirs.is_empty() { Verdict::Warning } else { Verdict::Failed };
     let text = format!(
         "directories with files in snapshot {} have none on this machine; their disks are \
          probably not mounted",
         earlier.id.short()
     );
-    let hint = "mount the disks; if the instance has lost these files for good, `lost = \"ok\"` in \
-                its `checks` makes this a warning";
+    let hint = "mount the disks; if the instance has lost these files for good, run one backup with \
+                --allow-loss";
     let cases =
         found.into_iter().map(|dir| format!("{}: {}{}", dir.part, shown(&dir.path), dir.why));
     let check = Check::new("directories", verdict, text).with_examples(cases);
-    Ok(Some(check.with_hint(hint).settled()))
+    Ok(Some(EmptiedDirs { check: check.with_hint(hint).settled(), dirs }))
 }
 
 /// A directory without files.

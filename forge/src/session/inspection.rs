@@ -109,6 +109,7 @@ impl Snapshots<'_> {
             let of = snapshot.instance.as_ref();
             snapshot.host == self.host
                 && of.is_some_and(|of| of.name == plan.instance && of.is_complete)
+                && !snapshot.is_emptied()
         });
         Ok(all)
     }
@@ -174,7 +175,8 @@ pub fn inspect(
     );
     checks.extend(vanished::parts(plan, earlier.as_ref())?);
     checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
-    checks.extend(emptied::check(plan, earlier.as_ref(), true)?);
+    let emptied = emptied::check(plan, earlier.as_ref(), true, false)?;
+    checks.extend(emptied.map(|emptied| emptied.check));
     checks.extend(owners::check(plan, progress)?);
     if let Some(Snapshots { store, .. }) = snapshots {
         checks.extend(changed_keys(plan, kind, store, complete)?);

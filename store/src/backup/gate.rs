@@ -5,6 +5,7 @@
 //! reported as unreadable, and the run continues.
 
 use super::absolute;
+use super::guard::SourceCounts;
 use super::run::{Counters, Totals};
 use crate::chunks::PutMetadata;
 use crate::entry::{Amendment, Displayed, Entry, is_within};
@@ -17,6 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 pub struct Gate<'a> {
     tree: TreeWriter,
     totals: Totals,
+    sources: SourceCounts,
     counters: &'a Counters,
     observer: &'a dyn Observer,
     /// Last refused entry, until the number of entries below it is known.
@@ -34,7 +36,8 @@ impl<'a> Gate<'a> {
     /// Creates a gate in front of an empty tree.
     pub fn new(counters: &'a Counters, observer: &'a dyn Observer) -> Gate<'a> {
         let (tree, totals) = Default::default();
-        Gate { tree, totals, counters, observer, refused: None }
+        let sources = SourceCounts::new(&*counters.sources.lock());
+        Gate { tree, totals, sources, counters, observer, refused: None }
     }
 
     /// Takes the next entry in path order.
@@ -50,7 +53,8 @@ impl<'a> Gate<'a> {
         match self.tree.push(&entry, out) {
             Ok(()) => {
                 self.report_amended(&entry, &amendment);
-                self.totals = self.totals.plus(Totals::of(&entry));
+                self.totals.add(&entry);
+                self.sources.push(&entry);
                 Ok(())
             }
             Err(Error::Unfit { reason, .. }) => {
@@ -69,7 +73,8 @@ impl<'a> Gate<'a> {
     /// Closes the tree and returns its root and totals.
     pub fn finish(mut self, out: &dyn PutMetadata) -> Result<(crate::id::ChunkId, Totals)> {
         self.report_refused();
-        Ok((self.tree.finish(out)?, self.totals))
+        let sources = self.sources.finish();
+        Ok((self.tree.finish(out)?, Totals { sources, ..self.totals }))
     }
 
     /// Reports a refused entry once, with the number of entries lost below it.

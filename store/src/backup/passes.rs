@@ -4,6 +4,7 @@ mod again;
 
 use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
+use super::guard::MountState;
 use super::ingest::{FileContent, Ingest, IngestError};
 use super::lenders::Borrowed;
 use super::previous::{Comparison, Previous, Recheck};
@@ -219,6 +220,8 @@ impl<'a> Backup<'a> {
         let paths: Vec<PathBuf> = sources.links.iter().chain(&sources.paths).cloned().collect();
         let paths = outside(self.run.store, &paths)?;
         for path in &paths {
+            self.run.counters.sources.lock().insert(tree_path(path));
+            self.run.mounts.extend(MountState::of(path).map(|mount| (tree_path(path), mount)));
             let path = named(path);
             if !self.paths.contains(&path) {
                 self.paths.push(path);
@@ -236,7 +239,7 @@ impl<'a> Backup<'a> {
         let exclude = Excluded { named: inner.into(), ..exclude };
         let mut read = self.pass(&tops, &exclude, self.before, self.is_whole, false)?;
         self.has_content |= read.tree.1.entries > shell.len() as u64;
-        self.trees.push(read.tree);
+        self.trees.push(read.tree.clone());
         self.read_vanished(&mut read, &tops, &exclude)?;
         self.read_lenders(read, &tops, &exclude)
     }
@@ -393,6 +396,11 @@ impl<'a> Backup<'a> {
         self.run.parent.as_ref().map(|(id, snapshot)| (*id, snapshot))
     }
 
+    /// Notes directories below source paths whose files are lost, in place of those noted before.
+    pub fn set_emptied_dirs(&mut self, dirs: Vec<PathBuf>) {
+        self.run.emptied_dirs = dirs;
+    }
+
     /// Returns the number of source paths that could not be read so far.
     pub fn unreadable_count(&self) -> u64 {
         self.run.counters.unreadable.load(Relaxed)
@@ -431,7 +439,7 @@ impl<'a> Backup<'a> {
     /// Merges all trees and streams into one tree.
     fn merged(&mut self) -> Result<(ChunkId, Totals)> {
         if let ([only], true) = (&self.trees[..], self.streams.is_empty()) {
-            return Ok(*only);
+            return Ok(only.clone());
         }
         if !self.trees.is_empty() {
             // Pages can be read again only after the packer wrote them.

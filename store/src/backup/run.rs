@@ -1,6 +1,7 @@
 //! Start and end of a backup: the search for a parent, and the record.
 
 use super::absolute;
+use super::guard::{self, Found, MountState, Reference};
 use super::{About, BackupOptions, Likeness, Removed, Report, tree_path};
 use crate::check_record::{self, CheckKind, CheckLevel, CheckRecord, CheckResult};
 use crate::chunks::Chunks;
@@ -16,7 +17,7 @@ use crate::recipe::{Extent, Extents};
 use crate::records::Named;
 use crate::reuse::Allowance;
 use crate::skipped::{Noted, Spared};
-use crate::snapshot::{self, Id, Instance, Skipped, Snapshot, Statistics};
+use crate::snapshot::{self, Amount, Id, Instance, Skipped, Snapshot, Statistics};
 use crate::source::Owners;
 use crate::store::{RunningSession, Store};
 use crate::tree::{Lost, TreeReader};
@@ -29,6 +30,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// Incomplete snapshots among which the last complete one is searched. A source with a file that is
+/// never readable has no complete ones.
+const INCOMPLETE_MAX: usize = 100;
 
 /// Unreadable paths that are remembered. With more of them nobody knows which files are gone.
 const UNREADABLE_PATHS_MAX: usize = 1000;
@@ -47,6 +52,8 @@ pub struct Counters {
     pub unreadable: AtomicU64,
     /// The paths of those, up to a limit.
     unreadable_paths: Mutex<HashSet<Vec<u8>>>,
+    /// Source paths of all passes so far, as paths in the tree.
+    pub sources: Mutex<BTreeSet<Vec<u8>>>,
     /// References in files without content, which are missing from the snapshot.
     pub empty_references: Mutex<BTreeSet<Vec<u8>>>,
     pub metadata_unreadable: AtomicU64,
@@ -129,29 +136,23 @@ impl Counters {
 }
 
 /// Totals of a tree.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Totals {
     pub entries: u64,
     /// Sum of file sizes in bytes.
     pub bytes: u64,
     /// Bytes of referenced chunks that files do not need.
     pub unused: u64,
+    /// Files of each source, by its path in the tree.
+    pub sources: BTreeMap<Vec<u8>, Amount>,
 }
 
 impl Totals {
-    /// Returns the totals of one entry.
-    pub fn of(entry: &Entry) -> Totals {
-        Totals { entries: 1, bytes: entry.size, unused: entry.unused }
-    }
-
-    /// Returns the sum of both. It saturates, because a few large sparse files can exceed every
-    /// number.
-    pub fn plus(self, other: Totals) -> Totals {
-        Totals {
-            entries: self.entries + other.entries,
-            bytes: self.bytes.saturating_add(other.bytes),
-            unused: self.unused.saturating_add(other.unused),
-        }
+    /// Adds an entry. The sums saturate, because a few large sparse files can exceed every number.
+    pub fn add(&mut self, entry: &Entry) {
+        self.entries += 1;
+        self.bytes = self.bytes.saturating_add(entry.size);
+        self.unused = self.unused.saturating_add(entry.unused);
     }
 }
 
@@ -185,6 +186,12 @@ pub struct BackupState<'a> {
     pub file_systems: FileSystems,
     pub owners: Owners,
     pub parent: Option<Named>,
+    /// Last complete snapshot without emptied sources, unless it is the parent.
+    reference: Option<Named>,
+    /// File systems of the source paths, as paths in the tree.
+    pub mounts: BTreeMap<Vec<u8>, MountState>,
+    /// Directories below source paths that have no files any more.
+    pub emptied_dirs: Vec<PathBuf>,
     /// Number of skipped records: unreadable ones, and those from the future.
     skipped_records: u64,
     pub start: Time,
@@ -219,7 +226,8 @@ impl<'a> BackupState<'a> {
         }
         // Before the parent is chosen: see `sessions`.
         let session = (!options.is_dry).then(|| store.begin_session(host)).transpose()?;
-        let (parent, skipped_records) = parent(store, host, like, start, options.is_dry)?;
+        let Before { parent, reference, skipped_records } =
+            before(store, host, like, start, options.is_dry)?;
         let damaged = store.index.damaged()?;
         let has_passes = matches!(like, Likeness::Instance(_));
         let packer = match options.is_dry && (parent.is_some() || has_passes) {
@@ -231,6 +239,7 @@ impl<'a> BackupState<'a> {
         });
         let (counters, file_systems, many_packs, owners) = Default::default();
         let (added, noted) = ([0; 3], Arc::default());
+        let (mounts, emptied_dirs) = Default::default();
         Ok(BackupState {
             store,
             packer,
@@ -240,6 +249,9 @@ impl<'a> BackupState<'a> {
             file_systems,
             owners,
             parent,
+            reference,
+            mounts,
+            emptied_dirs,
             skipped_records,
             start,
             noted,
@@ -283,7 +295,7 @@ impl<'a> BackupState<'a> {
     pub fn finish(
         self,
         root: ChunkId,
-        Totals { entries, bytes, unused }: Totals,
+        Totals { entries, bytes, unused, sources }: Totals,
         whole: Option<SnapshotId>,
         paths: Vec<Vec<u8>>,
         instance: Option<Instance>,
@@ -328,41 +340,51 @@ impl<'a> BackupState<'a> {
         let parent = self.parent.as_ref().map(|(id, _)| *id);
         let text = |pattern: &Vec<u8>| String::from_utf8_lossy(pattern).into_owned();
         let excludes: Vec<String> = options.excludes.iter().map(text).collect();
-        let named =
-            paths.iter().map(|path| tree_path(Path::new(OsStr::from_bytes(path)))).collect();
+        let in_tree = |path: &Vec<u8>| tree_path(Path::new(OsStr::from_bytes(path)));
+        let named = paths.iter().map(in_tree).collect();
         let skipped = Skipped {
             one_file_system: options.one_file_system,
             caches: options.exclude_caches,
             git_caches: !options.git_caches,
             ..self.noted.record(&excludes, &named)
         };
+        let found = self.found(&root, &sources);
         let mut emptied = Vec::new();
         let removed = match &self.parent {
             Some((id, parent)) => {
                 let spared = Spared::of(&excludes, &skipped, named.iter().cloned())?;
-                let unread = counters.unreadable_paths.lock();
+                let unread_paths = counters.unreadable_paths.lock();
                 let was_looked_for = |path: &[u8]| {
                     let has =
                         |all: &HashSet<Vec<u8>>| ends(path).any(|end| all.contains(&path[..end]));
-                    has(&named) && !has(&unread) && !spared.covers(path)
+                    has(&named) && !has(&unread_paths) && !spared.covers(path)
                 };
-                let trees = (&parent.root.chunk(), &root);
-                emptied = self::emptied(&self.packer, trees, &named, &was_looked_for);
-                for path in &emptied {
-                    let text = format!(
-                        "{} has no files, and had some in snapshot {}; if its disk is not mounted, \
-                         mount it and run the backup again",
-                        path.displayed(),
-                        id.short()
-                    );
-                    store.observer().event(Event::Warning(text));
-                }
-                let is_known = unread.len() < UNREADABLE_PATHS_MAX;
-                let removed =
-                    || removed(&self.packer, &parent.root.chunk(), &root, &was_looked_for);
-                is_known.then(removed).flatten()
+                let (id, good) = self.reference.as_ref().map_or((id, parent), |(id, of)| (id, of));
+                let mut unread = BTreeMap::new();
+                let mut skip = |entry: &Entry| guard::count_unread(entry, &sources, &mut unread);
+                let removed = |from: &Snapshot, skip: &mut dyn FnMut(&Entry)| {
+                    removed(&self.packer, &from.root.chunk(), &root, &was_looked_for, skip)
+                };
+                let since_good = removed(good, &mut skip);
+                let since_parent = match parent.root == good.root {
+                    true => since_good,
+                    false => removed(parent, &mut |_| {}),
+                };
+                let reference = Reference::new(*id, good, &self.packer);
+                emptied = reference.judge(&found, &unread, &options.guard);
+                emptied.extend(reference.emptied_dirs(&self.emptied_dirs, &self.packer));
+                let is_known = unread_paths.len() < UNREADABLE_PATHS_MAX;
+                since_parent.filter(|_| is_known)
             }
             None => None,
+        };
+        if options.guard.allow_loss {
+            emptied.clear();
+        }
+        let state = |path: &Vec<u8>| found.get(path).map(guard::state).unwrap_or_default();
+        let states = match sources.is_empty() {
+            true => Vec::new(),
+            false => paths.iter().map(|path| state(&in_tree(path))).collect(),
         };
         let record = Snapshot {
             version: snapshot::VERSION,
@@ -381,6 +403,8 @@ impl<'a> BackupState<'a> {
             instance,
             skipped,
             run: about.run.map(Into::into),
+            sources: states,
+            emptied: guard::cut(emptied.clone()),
         };
         let older = || store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
         let mut damage = store.damage.summary(older);
@@ -428,6 +452,20 @@ impl<'a> BackupState<'a> {
             is_empty: entries == 0,
             emptied,
         })
+    }
+
+    /// Returns the sources as this backup found them.
+    fn found(
+        &self,
+        root: &ChunkId,
+        sources: &BTreeMap<Vec<u8>, Amount>,
+    ) -> BTreeMap<Vec<u8>, Found> {
+        let found = |(path, amount): (&Vec<u8>, &Amount)| {
+            let is_there = amount.files > 0 || guard::has(root, path, &self.packer);
+            let mount = self.mounts.get(path).cloned();
+            (path.clone(), Found { amount: *amount, is_there, mount })
+        };
+        sources.iter().map(found).collect()
     }
 
     /// Marks the snapshot as whole, unless the snapshot on which it relies is no longer whole.
@@ -499,12 +537,13 @@ fn lost(store: &Store, root: &ChunkId) -> Result<u64> {
 }
 
 /// Counts entries of the first tree that the second lacks, as far as the second backup looked for
-/// them; `None` if a page cannot be read.
+/// them, and calls `skip` with the others; `None` if a page cannot be read.
 fn removed(
     chunks: &dyn Chunks,
     first: &ChunkId,
     second: &ChunkId,
     was_looked_for: &dyn Fn(&[u8]) -> bool,
+    skip: &mut dyn FnMut(&Entry),
 ) -> Option<Removed> {
     if first == second {
         return Some(Removed::default());
@@ -518,6 +557,7 @@ fn removed(
     let mut each = |difference: Result<Change, Lost>| {
         match difference {
             Ok(Change::Removed(entry)) if was_looked_for(&entry.path) => count(&entry),
+            Ok(Change::Removed(entry)) => skip(&entry),
             Ok(Change::Modified(old, new)) if old.kind != new.kind => count(&old),
             Ok(_) => {}
             Err(lost) => return Err(lost.error),
@@ -528,60 +568,40 @@ fn removed(
     compared.ok().map(|()| removed)
 }
 
-/// Returns the named directories that had files in the first tree and have none in the second, as
-/// far as the second backup looked for them.
-fn emptied(
-    chunks: &dyn Chunks,
-    (first, second): (&ChunkId, &ChunkId),
-    named: &HashSet<Vec<u8>>,
-    was_looked_for: &dyn Fn(&[u8]) -> bool,
-) -> Vec<PathBuf> {
-    if first == second {
-        return Vec::new();
-    }
-    let is_file = |entry: &Entry| entry.kind != EntryKind::Directory;
-    let is_emptied = |path: &&Vec<u8>| {
-        let mut now = TreeReader::within(second, path, chunks).peekable();
-        let is_dir = matches!(now.peek(), Some(Ok(entry)) if entry.path == **path);
-        // An unreadable part may hold files.
-        is_dir
-            && !now.any(|item| item.as_ref().map_or(true, is_file))
-            && TreeReader::within(first, path, chunks)
-                .flatten()
-                .any(|entry| is_file(&entry) && was_looked_for(&entry.path))
-    };
-    let mut paths: Vec<PathBuf> =
-        named.iter().filter(is_emptied).map(|path| absolute(path)).collect();
-    paths.sort();
-    paths
+/// Earlier snapshots with which a backup compares.
+#[derive(Default)]
+struct Before {
+    /// Snapshot from which to take unchanged files.
+    parent: Option<Named>,
+    /// Last complete one without emptied sources, unless it is the parent.
+    reference: Option<Named>,
+    /// Number of skipped records.
+    skipped_records: u64,
 }
 
 /// Finds the snapshot from which to take unchanged files. It is the newest of this machine with the
 /// same instance or the same paths. Without one, it is the newest that shares a path.
 ///
 /// Never returns a snapshot from the future: the time up to which its files may have changed
-/// unnoticed is unknown. Also returns the number of skipped records.
-fn parent(
-    store: &Store,
-    host: &str,
-    like: &Likeness,
-    now: Time,
-    is_dry: bool,
-) -> Result<(Option<Named>, u64)> {
+/// unnoticed is unknown. Never returns one with emptied sources: its files would have to be read again
+/// once they are back, and the loss would look like the usual state.
+fn before(store: &Store, host: &str, like: &Likeness, now: Time, is_dry: bool) -> Result<Before> {
     let records = if is_dry { store.records()? } else { store.mended_records()? };
     let warn = |text: String| store.observer().event(Event::Warning(text));
-    let (mut skipped, mut shares_a_path) = (0, None);
+    let (mut before, mut shares_a_path, mut incomplete) = (Before::default(), None, 0);
     for record in records {
         let (id, snapshot) = match record {
             Ok(named) => named,
             Err(error) => {
-                skipped += 1;
-                warn(error.to_string());
+                if before.parent.is_none() {
+                    before.skipped_records += 1;
+                    warn(error.to_string());
+                }
                 continue;
             }
         };
         if snapshot.is_from_future(now) {
-            skipped += 1;
+            before.skipped_records += 1;
             warn(format!(
                 "snapshot {} is dated in the future; not comparing files with it; check this \
                  machine's clock",
@@ -589,18 +609,30 @@ fn parent(
             ));
             continue;
         }
-        if snapshot.host != host {
+        if snapshot.host != host || snapshot.is_emptied() {
             continue;
         }
         match like.of(&snapshot) {
-            Match::Same => return Ok((Some((id, snapshot)), skipped)),
-            Match::Shares => {
+            Match::Same => {
+                let is_good = snapshot.is_complete();
+                if before.parent.is_none() {
+                    before.parent = Some((id, snapshot));
+                } else if is_good {
+                    before.reference = Some((id, snapshot));
+                }
+                incomplete += 1;
+                if is_good || incomplete == INCOMPLETE_MAX {
+                    return Ok(before);
+                }
+            }
+            Match::Shares if before.parent.is_none() => {
                 shares_a_path.get_or_insert((id, snapshot));
             }
-            Match::Other => {}
+            Match::Shares | Match::Other => {}
         }
     }
-    Ok((shares_a_path, skipped))
+    before.parent = before.parent.or(shares_a_path);
+    Ok(before)
 }
 
 /// Relation of a snapshot to the criterion for a parent.

@@ -6,7 +6,7 @@ mod metadata;
 mod parents;
 
 use super::*;
-use crate::backup::{About, Backup, BackupOptions, Likeness, Sources};
+use crate::backup::{About, Backup, BackupOptions, Guard, Likeness, Sources};
 use crate::config::Config;
 use crate::entry::Time;
 use crate::observe::{Observer, Progress};
@@ -123,6 +123,7 @@ fn backup_options() -> BackupOptions {
         force: false,
         is_dry: false,
         walk_threads: 1,
+        guard: Guard::default(),
         about: About {
             host: "host".into(),
             user: "user".into(),

@@ -171,7 +171,7 @@ impl Backup<'_> {
         if counters.changes() == changes {
             return Ok(Again::Same(read));
         }
-        self.trees.push(read.tree);
+        self.trees.push(read.tree.clone());
         if self.unreadable_count() == unreadable {
             self.replaced = replaced;
             self.tree()?;

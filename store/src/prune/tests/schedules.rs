@@ -7,7 +7,7 @@
 mod scripts;
 mod world;
 
-use crate::backup::{About, Backup, BackupOptions, Likeness, Sources};
+use crate::backup::{About, Backup, BackupOptions, Guard, Likeness, Sources};
 use crate::check::{Damage, Object, ReadData, check};
 use crate::chunks::Chunks;
 use crate::codec::Codec;
@@ -141,6 +141,7 @@ fn backup(store: &Store, source: &Path, machine: usize, version: Version) -> Res
         force: false,
         is_dry: false,
         walk_threads: 1,
+        guard: Guard::default(),
         about: About {
             host: format!("host {machine}"),
             user: "user".into(),

@@ -1,0 +1,350 @@
+//! The guard: notices sources that lost most of their files, or their mount, since the last good
+//! snapshot.
+//!
+//! Such a snapshot is kept, because nobody knows yet whether the loss is meant. It is marked, so that
+//! no later backup builds on it and no rule counts it.
+//!
+//! Each file counts for the innermost directory among the sources around it. A part that holds other
+//! parts is therefore judged by its own files. A source that is a file counts for itself as well.
+
+use super::{absolute, tree_path};
+use crate::chunks::Chunks;
+use crate::entry::{Entry, EntryKind, is_within, path_cmp};
+use crate::id::{ChunkId, SnapshotId};
+use crate::snapshot::{Amount, Cause, Emptied, Id, Snapshot, SourceState};
+use crate::tree::TreeReader;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Sources with fewer files are judged only when all of them are gone: a few files come and go.
+const FILES_MIN: u64 = 100;
+
+/// Maximum number of sources that a record names as emptied.
+const NAMED_MAX: usize = 100;
+
+/// Largest share of the files, and of the bytes, that a source may lose from one snapshot to the
+/// next, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MaxLoss(u8);
+
+impl MaxLoss {
+    /// Half of the files or bytes.
+    pub const HALF: MaxLoss = MaxLoss(50);
+    /// Everything: the source may be empty or gone.
+    pub const ALL: MaxLoss = MaxLoss(100);
+
+    /// Returns true if a source with `then` in the past may have only `now`.
+    fn allows(self, then: u64, now: u64) -> bool {
+        let lost = u128::from(then.saturating_sub(now));
+        lost * 100 <= u128::from(then) * u128::from(self.0)
+    }
+}
+
+impl Default for MaxLoss {
+    fn default() -> MaxLoss {
+        MaxLoss::HALF
+    }
+}
+
+impl fmt::Display for MaxLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+/// The text is not a share.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a share; write a whole number of percent from \"0%\" to \"100%\"")]
+pub struct WrongShare(String);
+
+impl FromStr for MaxLoss {
+    type Err = WrongShare;
+
+    fn from_str(text: &str) -> Result<MaxLoss, WrongShare> {
+        let digits = text.strip_suffix('%').filter(|of| of.bytes().all(|b| b.is_ascii_digit()));
+        let share = digits.and_then(|digits| digits.parse().ok()).filter(|share| *share <= 100);
+        share.map(MaxLoss).ok_or_else(|| WrongShare(text.to_owned()))
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for MaxLoss {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<MaxLoss, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Choices about losses of a backup.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// Accept every loss. The snapshot is good, and later ones are compared with it.
+    pub allow_loss: bool,
+    /// Sources with a limit of their own. One of them that the backup does not read although the last
+    /// good snapshot has it is gone.
+    pub max_loss: BTreeMap<PathBuf, MaxLoss>,
+}
+
+/// Counts files by source, as entries come in path order.
+#[derive(Debug, Default)]
+pub struct SourceCounts {
+    /// Paths in the tree, in path order.
+    sources: Vec<(Vec<u8>, Amount)>,
+    /// Number of sources whose path was reached.
+    reached: usize,
+    /// Sources around the current path, outermost first.
+    around: Vec<usize>,
+}
+
+impl SourceCounts {
+    /// Begins to count for these paths in the tree.
+    pub fn new<'a>(sources: impl IntoIterator<Item = &'a Vec<u8>>) -> SourceCounts {
+        let mut sources: Vec<_> =
+            sources.into_iter().map(|path| (path.clone(), Amount::default())).collect();
+        sources.sort_by(|(a, _), (b, _)| path_cmp(a, b));
+        sources.dedup_by(|(a, _), (b, _)| a == b);
+        SourceCounts { sources, reached: 0, around: Vec::new() }
+    }
+
+    /// Counts an entry.
+    pub fn push(&mut self, entry: &Entry) {
+        while let Some((path, _)) = self.sources.get(self.reached)
+            && path_cmp(path, &entry.path).is_le()
+        {
+            while let Some(last) = self.around.last()
+                && !is_within(path, &self.sources[*last].0)
+            {
+                self.around.pop();
+            }
+            if *path == entry.path && entry.kind != EntryKind::Directory {
+                self.sources[self.reached].1.add(entry.size);
+            } else {
+                self.around.push(self.reached);
+            }
+            self.reached += 1;
+        }
+        while let Some(last) = self.around.last()
+            && !is_within(&entry.path, &self.sources[*last].0)
+        {
+            self.around.pop();
+        }
+        if let Some(last) = self.around.last()
+            && entry.kind != EntryKind::Directory
+        {
+            self.sources[*last].1.add(entry.size);
+        }
+    }
+
+    /// Returns what each source has, by its path in the tree.
+    pub fn finish(self) -> BTreeMap<Vec<u8>, Amount> {
+        self.sources.into_iter().collect()
+    }
+}
+
+/// Returns the innermost of these paths that is above `path`.
+fn innermost<'a>(path: &[u8], all: &'a BTreeMap<Vec<u8>, Amount>) -> Option<&'a Vec<u8>> {
+    let above = all.keys().filter(|source| is_within(path, source) && **source != path);
+    above.max_by_key(|source| source.len())
+}
+
+/// A source as this backup found it.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Files in the new tree.
+    pub amount: Amount,
+    /// True if the tree has the path itself.
+    pub is_there: bool,
+    /// File system on which it lies.
+    pub mount: Option<MountState>,
+}
+
+/// A mounted file system, as far as it stays the same from boot to boot.
+///
+/// Numbers of devices change with every boot, and those of volume snapshots every night. File systems
+/// derive their ids from such numbers. Only the place of the mount and the type of the file system
+/// tell that a disk is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountState {
+    /// Topmost directory of the file system around the source. It is `/` on the root file system.
+    pub top: PathBuf,
+    /// Type of the file system, as a number of the kernel.
+    pub kind: u64,
+}
+
+impl MountState {
+    /// Looks at the file system of a source. Returns `None` if it cannot be read.
+    pub fn of(path: &Path) -> Option<MountState> {
+        let is_dir = path.symlink_metadata().ok()?.is_dir();
+        let dir = if is_dir { path } else { path.parent()? };
+        let device = dir.symlink_metadata().ok()?.dev();
+        let is_same = |above: &&Path| above.symlink_metadata().is_ok_and(|of| of.dev() == device);
+        let top = dir.ancestors().take_while(is_same).last()?.to_owned();
+        let kind = rustix::fs::statfs(dir).ok()?.f_type as u64 & 0xFFFF_FFFF;
+        Some(MountState { top, kind })
+    }
+
+    /// Returns true if the file system is not the root file system.
+    fn is_mounted(&self) -> bool {
+        self.top != Path::new("/")
+    }
+}
+
+/// Returns the state of a source for the record.
+pub fn state(found: &Found) -> SourceState {
+    let mount = found.mount.as_ref().filter(|mount| mount.is_mounted());
+    SourceState {
+        amount: found.amount,
+        mount: mount.map(|mount| mount.top.as_os_str().as_bytes().to_vec().into()),
+        file_system: mount.map(|mount| mount.kind),
+    }
+}
+
+/// The snapshot with which sources are compared.
+pub struct Reference<'a> {
+    pub id: SnapshotId,
+    pub snapshot: &'a Snapshot,
+    /// What each source had, by its path in the tree.
+    states: BTreeMap<Vec<u8>, SourceState>,
+}
+
+impl<'a> Reference<'a> {
+    /// Takes the states from the record. An older program recorded none, so that the tree is read.
+    pub fn new(id: SnapshotId, snapshot: &'a Snapshot, chunks: &dyn Chunks) -> Reference<'a> {
+        let paths: Vec<Vec<u8>> = snapshot
+            .paths
+            .iter()
+            .map(|path| tree_path(Path::new(OsStr::from_bytes(path))))
+            .collect();
+        let states = if snapshot.sources.len() == paths.len() {
+            paths.into_iter().zip(snapshot.sources.iter().cloned()).collect()
+        } else {
+            let mut counts = SourceCounts::new(&paths);
+            let tree = TreeReader::new(&snapshot.root.chunk(), chunks);
+            tree.flatten().for_each(|entry| counts.push(&entry));
+            let state = |(path, amount)| (path, SourceState { amount, ..SourceState::default() });
+            counts.finish().into_iter().map(state).collect()
+        };
+        Reference { id, snapshot, states }
+    }
+
+    /// Returns the sources that lost more than they may. `found` are those of this backup, and
+    /// `unread` the files of the reference that it did not look for.
+    pub fn judge(
+        &self,
+        found: &BTreeMap<Vec<u8>, Found>,
+        unread: &BTreeMap<Vec<u8>, Amount>,
+        guard: &Guard,
+    ) -> Vec<Emptied> {
+        let limits: BTreeMap<Vec<u8>, MaxLoss> =
+            guard.max_loss.iter().map(|(path, limit)| (tree_path(path), *limit)).collect();
+        let all = limits.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>();
+        let missing = Found::default();
+        let judge = |path: &Vec<u8>| {
+            let state = self.states.get(path)?;
+            let limit = limits.get(path).copied().unwrap_or_default();
+            let found = found.get(path).unwrap_or(&missing);
+            let unread = unread.get(path).copied().unwrap_or_default();
+            let (cause, then) = loss(state, found, unread, limit)?;
+            Some(Emptied {
+                path: absolute(path).into_os_string().into_encoded_bytes().into(),
+                cause,
+                then,
+                now: found.amount,
+                since: Some(Id(*self.id.as_bytes())),
+            })
+        };
+        all.into_iter().filter_map(judge).collect()
+    }
+
+    /// Describes directories below sources that have no files any more.
+    pub fn emptied_dirs(&self, dirs: &[PathBuf], chunks: &dyn Chunks) -> Vec<Emptied> {
+        let emptied = |dir: &PathBuf| {
+            let path = tree_path(dir);
+            let mut counts = SourceCounts::new([&path]);
+            let tree = TreeReader::within(&self.snapshot.root.chunk(), &path, chunks);
+            tree.flatten().for_each(|entry| counts.push(&entry));
+            Emptied {
+                path: dir.as_os_str().as_bytes().to_vec().into(),
+                cause: Cause::Empty,
+                then: counts.finish().remove(&path).unwrap_or_default(),
+                now: Amount::default(),
+                since: Some(Id(*self.id.as_bytes())),
+            }
+        };
+        dirs.iter().map(emptied).collect()
+    }
+}
+
+/// Returns why a source counts as emptied, and what it had; `None` if it does not.
+fn loss(
+    state: &SourceState,
+    found: &Found,
+    unread: Amount,
+    limit: MaxLoss,
+) -> Option<(Cause, Amount)> {
+    let (then, now) = (state.amount, found.amount);
+    if then.files == 0 {
+        return None;
+    }
+    if let (Some(top), Some(mount)) = (&state.mount, &found.mount) {
+        let top = Path::new(OsStr::from_bytes(top));
+        if top != mount.top && top.starts_with(&mount.top) {
+            return Some((Cause::Unmounted, then));
+        }
+        if top == mount.top && state.file_system.is_some_and(|kind| kind != mount.kind) {
+            return Some((Cause::OtherFileSystem, then));
+        }
+    }
+    if limit == MaxLoss::ALL {
+        return None;
+    }
+    if !found.is_there {
+        return Some((Cause::Gone, then));
+    }
+    // Files that this backup skipped, or could not read, are not lost.
+    let then = Amount {
+        files: then.files.saturating_sub(unread.files),
+        bytes: then.bytes.saturating_sub(unread.bytes),
+    };
+    if then.files > 0 && now.files == 0 {
+        return Some((Cause::Empty, then));
+    }
+    let is_within = limit.allows(then.files, now.files) && limit.allows(then.bytes, now.bytes);
+    (then.files >= FILES_MIN && !is_within).then_some((Cause::Shrunk, then))
+}
+
+/// Adds an entry that the backup did not look for to the sources for which it counted.
+pub fn count_unread(
+    entry: &Entry,
+    sources: &BTreeMap<Vec<u8>, Amount>,
+    unread: &mut BTreeMap<Vec<u8>, Amount>,
+) {
+    if entry.kind == EntryKind::Directory {
+        return;
+    }
+    let own = sources.contains_key(&entry.path).then_some(&entry.path);
+    for source in own.into_iter().chain(innermost(&entry.path, sources)) {
+        unread.entry(source.clone()).or_default().add(entry.size);
+    }
+}
+
+/// Drops what does not fit into a record.
+pub fn cut(mut emptied: Vec<Emptied>) -> Vec<Emptied> {
+    emptied.truncate(NAMED_MAX);
+    emptied
+}
+
+/// Returns true if a tree has an entry at a path.
+pub fn has(root: &ChunkId, path: &[u8], chunks: &dyn Chunks) -> bool {
+    path.is_empty()
+        || TreeReader::within(root, path, chunks)
+            .flatten()
+            .next()
+            .is_some_and(|entry| is_within(&entry.path, path))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Sources and stores that are not mounted, and sources that lost most of their files.
+
+use crate::support::sandbox::{Sandbox, need_root};
+use serde_json::Value;
+
+/// Writes files of one byte, or other content.
+fn fill(sandbox: &Sandbox, dir: &str, files: usize) {
+    for at in 0..files {
+        sandbox.write(&format!("{dir}/{at}"), "x");
+    }
+}
+
+/// Returns the lines of `snapshots`, oldest first.
+fn snapshots(sandbox: &Sandbox) -> Vec<Value> {
+    sandbox.run(["snapshots", "--json"]).ok().json()
+}
+
+/// Returns the causes of the losses of each snapshot, oldest first.
+fn causes(sandbox: &Sandbox) -> Vec<Vec<String>> {
+    let of = |line: &Value| {
+        let emptied = line["emptied"].as_array().expect("a list");
+        emptied.iter().map(|of| of["cause"].as_str().expect("a word").to_owned()).collect()
+    };
+    snapshots(sandbox).iter().map(of).collect()
+}
+
+/// Returns the ids and parents of the snapshots, oldest first.
+fn parents(sandbox: &Sandbox) -> Vec<(String, Option<String>)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let lines = snapshots(sandbox);
+    lines.iter().map(|line| (text(&line["id"]).expect("an id"), text(&line["parent"]))).collect()
+}
+
+#[test]
+fn a_backup_of_an_emptied_directory_is_no_parent_and_never_the_latest() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("disk/dir/1", "1");
+    sandbox.write("disk/2", "2");
+    sandbox.run(["backup", "disk"]).ok();
+    std::fs::rename(sandbox.path("disk"), sandbox.path("away")).expect("moves");
+    std::fs::create_dir(sandbox.path("disk")).expect("makes");
+    for _ in 0..2 {
+        let outcome = sandbox.run(["backup", "disk"]).ends_with(3);
+        let loud = format!("{} has no files, and had 2 files, 2 B in", sandbox.text("disk"));
+        assert!(outcome.stderr.contains(&loud), "{}", outcome.all_output());
+        assert!(outcome.stderr.contains("--allow-loss"), "{}", outcome.all_output());
+    }
+    let all = parents(&sandbox);
+    assert_eq!(causes(&sandbox), [vec![], vec!["empty".to_owned()], vec!["empty".to_owned()]]);
+    assert!(all[1..].iter().all(|(_, parent)| parent.as_ref() == Some(&all[0].0)), "{all:?}");
+    // The good one is restored.
+    let place = sandbox.at("latest", "disk");
+    let outcome = sandbox.run(["restore", &place, "--target", "out"]).ok();
+    assert!(outcome.stderr.contains("latest ignores snapshot"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("and 1 other before it"), "{}", outcome.stderr);
+    sandbox.tool("diff").args(["-r", "away", "out"]).run().ok();
+    let place = sandbox.at(&all[2].0, "disk");
+    let outcome = sandbox.run(["restore", &place, "--target", "empty"]).ok();
+    assert!(outcome.stderr.contains("has an EMPTIED source"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("is the last complete one"), "{}", outcome.stderr);
+    sandbox.run(["restore", &place, "--target", "out", "--delete"]).fails(1, &["lost files"]);
+    let listed = sandbox.run(["snapshots"]).ok().stdout;
+    assert_eq!(listed.matches("(EMPTIED: ").count(), 2, "{listed}");
+    // The disk is back.
+    sandbox.remove("disk");
+    std::fs::rename(sandbox.path("away"), sandbox.path("disk")).expect("moves");
+    sandbox.run(["backup", "disk"]).ok();
+    let last = parents(&sandbox).pop().expect("a snapshot");
+    assert_eq!(last.1.as_ref(), Some(&all[0].0));
+    let outcome = sandbox.run(["ls", "latest"]).ok();
+    assert!(!outcome.stderr.contains("ignores"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_loss_of_more_than_half_of_a_hundred_files_or_their_bytes_is_noticed() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "few", 99);
+    fill(&sandbox, "half", 100);
+    fill(&sandbox, "files", 100);
+    fill(&sandbox, "bytes", 100);
+    sandbox.write("bytes/large", "x".repeat(200));
+    sandbox.write("few/large", "x".repeat(1000));
+    sandbox.remove("few/0");
+    let sources = ["backup", "few", "half", "files", "bytes", "--json"];
+    sandbox.run(sources).ok();
+    for at in 0..51 {
+        if at < 50 {
+            sandbox.remove(format!("half/{at}"));
+        }
+        sandbox.remove(format!("files/{at}"));
+    }
+    for at in 1..98 {
+        sandbox.remove(format!("few/{at}"));
+    }
+    sandbox.remove("few/large");
+    sandbox.write("bytes/large", "x");
+    let lines = sandbox.run(sources).ends_with(3).json();
+    let record = lines.iter().find(|line| line["message_type"] == "summary").expect("a summary");
+    let emptied = record["emptied"].as_array().expect("a list");
+    let of = |name: &str| {
+        let found = emptied.iter().find(|of| of["path"] == sandbox.text(name));
+        found.map(|of| ["files_then", "files", "bytes_then", "bytes"].map(|key| of[key].clone()))
+    };
+    assert_eq!(of("few"), None);
+    assert_eq!(of("half"), None);
+    assert_eq!(of("files"), Some([100, 49, 100, 49].map(Value::from)));
+    assert_eq!(of("bytes"), Some([101, 101, 300, 101].map(Value::from)));
+    assert_eq!(emptied.len(), 2, "{record}");
+    let message = record["message"].as_str().expect("a message");
+    assert!(message.contains("files lost most of its data"), "{message}");
+    assert_eq!(record["result"], "partial");
+    // It is meant, and the new base.
+    sandbox.forgekeep(sources).args(["--allow-loss"]).run().ok();
+    sandbox.run(sources).ok();
+    assert_eq!(causes(&sandbox).iter().map(Vec::len).collect::<Vec<_>>(), [0, 2, 0, 0]);
+    let all = parents(&sandbox);
+    assert_eq!(all[2].1.as_ref(), Some(&all[0].0));
+    assert_eq!(all[3].1.as_ref(), Some(&all[2].0));
+}
+
+#[test]
+fn a_source_that_is_gone_is_marked_and_skipped_files_are_not_lost() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "gone", 3);
+    fill(&sandbox, "other/a", 60);
+    fill(&sandbox, "other/b", 60);
+    let sources = ["backup", "gone", "other"];
+    sandbox.run(sources).ok();
+    sandbox.forgekeep(sources).args(["--exclude", "other/a", "--exclude", "b/1?"]).run().ok();
+    sandbox.run(sources).ok();
+    sandbox.remove("gone");
+    sandbox.run(sources).ends_with(3);
+    let causes = causes(&sandbox);
+    assert!(causes[..3].iter().all(Vec::is_empty), "{causes:?}");
+    assert_eq!(causes[3], ["gone"]);
+}
+
+#[test]
+fn slow_losses_are_compared_with_the_last_complete_snapshot() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "source", 200);
+    sandbox.run(["backup", "source", "later"]).ends_with(3);
+    sandbox.write("later/1", "1");
+    sandbox.run(["backup", "source", "later"]).ok();
+    for at in 0..80 {
+        sandbox.remove(format!("source/{at}"));
+    }
+    // Incomplete, so that it says little about the usual state.
+    sandbox.remove("later");
+    sandbox.run(["backup", "source", "later"]).ends_with(3);
+    for at in 80..120 {
+        sandbox.remove(format!("source/{at}"));
+    }
+    sandbox.write("later/1", "1");
+    let outcome = sandbox.run(["backup", "source", "later"]).ends_with(3);
+    assert!(outcome.stderr.contains("source lost most of its data"), "{}", outcome.all_output());
+}
+
+#[test]
+fn thirty_emptied_nights_never_push_out_the_good_ones() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "source", 5);
+    for _ in 0..3 {
+        sandbox.run(["backup", "source"]).ok();
+    }
+    let good = sandbox.snapshot_ids();
+    sandbox.remove("source");
+    std::fs::create_dir(sandbox.path("source")).expect("makes");
+    for _ in 0..30 {
+        sandbox.run(["backup", "source"]).ends_with(3);
+        sandbox.run(["forget", "--keep-last", "3"]).ok();
+    }
+    let left = sandbox.snapshot_ids();
+    assert!(good.iter().all(|id| left.contains(id)), "{left:?}");
+    let explained = sandbox.run(["forget", "--keep-last", "3", "--explain", "-n"]).ok().stdout;
+    assert_eq!(explained.matches("its source was emptied").count(), 30, "{explained}");
+    // The last good one cannot be deleted by name either.
+    let [first, second, third] = &good[..] else { panic!("three") };
+    sandbox.run(["forget", first, second, third]).fails(1, &["the last complete one"]);
+    // Once a good one is newer, the emptied ones go.
+    fill(&sandbox, "source", 5);
+    sandbox.run(["backup", "source"]).ok();
+    sandbox.run(["forget", "--keep-last", "3"]).ok();
+    let left = sandbox.snapshot_ids();
+    assert_eq!(left.len(), 3, "{left:?}");
+    assert!(good.contains(&left[0]) || good.contains(&left[1]) || good.contains(&left[2]));
+}
+
+#[test]
+fn a_source_whose_disk_is_not_mounted_is_noticed_even_if_files_are_below() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    // What was there before the disk came.
+    fill(&sandbox, "srv/data/dir", 3);
+    let backup = |more: &str, code: i32| {
+        let script = format!("{more}\nexec $FK --store store backup srv/data/dir");
+        sandbox.in_mount_namespace(&script).run().ends_with(code)
+    };
+    let mount = |kind: &str| {
+        format!("mount -t {kind} none srv/data && mkdir srv/data/dir && touch srv/data/dir/1")
+    };
+    backup(&mount("tmpfs"), 0);
+    // Another device, as after every boot.
+    backup(&mount("tmpfs"), 0);
+    let outcome = backup("true", 3);
+    assert!(outcome.stderr.contains("srv/data/dir is not mounted"), "{}", outcome.all_output());
+    let outcome = backup(&mount("ramfs"), 3);
+    assert!(outcome.stderr.contains("of another type"), "{}", outcome.all_output());
+    backup(&mount("tmpfs"), 0);
+    let all: Vec<String> = causes(&sandbox).concat();
+    assert_eq!(all, ["unmounted", "other-file-system"]);
+    // A bind mount, such as a service has, is no other disk.
+    backup(&(mount("tmpfs") + " && mount --bind srv/data/dir srv/data/dir"), 0);
+    backup(&mount("tmpfs"), 0);
+}
