@@ -213,3 +213,144 @@ fn a_source_whose_disk_is_not_mounted_is_noticed_even_if_files_are_below() {
     backup(&(mount("tmpfs") + " && mount --bind srv/data/dir srv/data/dir"), 0);
     backup(&mount("tmpfs"), 0);
 }
+
+#[test]
+fn parts_of_an_instance_have_limits_in_the_configuration() {
+    let sandbox = Sandbox::with_store();
+    let configure = |all: &str, own: &str| {
+        let names = ["state", "store", "part", "two"];
+        let [state, store, part, two] = names.map(|name| sandbox.text(name));
+        let text = format!(
+            "state = '{state}'\n[stores.main]\npath = '{store}'\n[instances.i]\nkind = 'plain'\n\
+             {all}\n[instances.i.parts.one]\npath = '{part}'\n{own}\n\
+             [instances.i.parts.two]\npath = '{two}'\n"
+        );
+        sandbox.write("forgekeep.toml", text);
+    };
+    let backup = |code| {
+        let arguments = ["backup", "--config", "forgekeep.toml", "--instance", "i", "--json"];
+        let lines = sandbox.run(arguments).ends_with(code).json();
+        let is_summary = |line: &&Value| line["message_type"] == "summary";
+        let summary = lines.iter().find(is_summary).expect("a summary").clone();
+        summary["emptied"].as_array().expect("a list").len()
+    };
+    configure("", "");
+    fill(&sandbox, "part", 200);
+    fill(&sandbox, "two", 2);
+    assert_eq!(backup(0), 0);
+    for at in 0..150 {
+        sandbox.remove(format!("part/{at}"));
+    }
+    assert_eq!(backup(3), 1);
+    for (all, own) in [("max-loss = '74%'", ""), ("max-loss = '90%'", "max-loss = '74%'")] {
+        configure(all, own);
+        assert_eq!(backup(3), 1, "{all} {own}");
+    }
+    configure("max-loss = '75%'", "");
+    assert_eq!(backup(0), 0);
+    // From 50 files to none. A limit of everything is one for nothing, too.
+    sandbox.remove("part");
+    std::fs::create_dir(sandbox.path("part")).expect("makes");
+    assert_eq!(backup(3), 1);
+    configure("max-loss = '10%'", "max-loss = '100%'");
+    assert_eq!(backup(0), 0);
+    configure("max-loss = '101%'", "");
+    let arguments = ["backup", "--config", "forgekeep.toml", "--instance", "i"];
+    let outcome = sandbox.run(arguments).ends_with(1);
+    assert!(outcome.stderr.contains("`101%` is not a share"), "{}", outcome.stderr);
+}
+
+/// Runs a script in a mount namespace with a configuration of a store in `disk`. It names no
+/// store beside it.
+fn with_configured_store(
+    sandbox: &Sandbox,
+    keys: &str,
+    script: &str,
+) -> crate::support::sandbox::Run {
+    let [state, store, part] = ["state", "disk/store", "part"].map(|name| sandbox.text(name));
+    sandbox.write(
+        "forgekeep.toml",
+        format!(
+            "state = '{state}'\n[stores.main]\npath = '{store}'\n{keys}\n[instances.i]\nkind = 'plain'\n\
+             keep = {{ last = 1 }}\n[instances.i.parts.one]\npath = '{part}'\n"
+        ),
+    );
+    sandbox.in_mount_namespace(script).without_env("FORGEKEEP_STORE")
+}
+
+/// Commands that open the store of the configuration.
+const OPENING: [&str; 9] = [
+    "init",
+    "backup part",
+    "backup --init --instance i",
+    "snapshots",
+    "check",
+    "prune",
+    "forget",
+    "index rebuild",
+    "drill i",
+];
+
+#[test]
+fn an_unmounted_store_is_refused_and_nothing_is_left_there() {
+    need_root();
+    let sandbox = Sandbox::new();
+    fill(&sandbox, "part", 3);
+    std::fs::create_dir(sandbox.path("disk")).expect("makes");
+    let device = |path: &std::path::Path| {
+        std::os::unix::fs::MetadataExt::dev(&path.metadata().expect("a directory"))
+    };
+    assert_eq!(device(sandbox.root()), device("/".as_ref()), "the test needs the root file system");
+    for command in OPENING {
+        let script = format!("exec $FK {command} --config forgekeep.toml");
+        let outcome = with_configured_store(&sandbox, "mounted = true", &script).run();
+        let outcome = outcome.fails(10, &["is not mounted: it is on the root file system"]);
+        assert!(outcome.stderr.contains("mount the disk"), "{command}: {}", outcome.stderr);
+        let left = std::fs::read_dir(sandbox.path("disk")).expect("lists").count();
+        assert_eq!(left, 0, "{command}");
+    }
+    let script = "mount -t tmpfs none disk && $FK init --config forgekeep.toml && \
+                  $FK backup --config forgekeep.toml --instance i && \
+                  $FK check --config forgekeep.toml";
+    with_configured_store(&sandbox, "mounted = true", script).run().ok();
+}
+
+#[test]
+fn another_store_than_the_configured_one_is_refused() {
+    need_root();
+    let sandbox = Sandbox::new();
+    fill(&sandbox, "part", 3);
+    std::fs::create_dir(sandbox.path("disk")).expect("makes");
+    let wanted = "id = '0123456789abcdef'";
+    for command in OPENING {
+        let script = format!("exec $FK {command} --config forgekeep.toml");
+        let outcome = with_configured_store(&sandbox, wanted, &script).run();
+        outcome.fails(10, &["the configuration expects store 0123456789abcdef", "remove its `id`"]);
+        assert_eq!(std::fs::read_dir(sandbox.path("disk")).expect("lists").count(), 0);
+    }
+    let lines = sandbox.run(["init", "--store", "disk/store", "--json"]).ok().json();
+    let id = lines[0]["id"].as_str().expect("an id").to_owned();
+    for command in &OPENING[1..] {
+        let script = format!("exec $FK {command} --config forgekeep.toml");
+        let outcome = with_configured_store(&sandbox, wanted, &script).run();
+        outcome.fails(10, &[&format!("has store {}", &id[..16]), "mount the right disk"]);
+    }
+    for right in [&id[..], &id[..8]] {
+        let script = "$FK backup --config forgekeep.toml --instance i && \
+                      exec $FK snapshots --config forgekeep.toml";
+        with_configured_store(&sandbox, &format!("id = '{right}'"), script).run().ok();
+    }
+}
+
+#[test]
+fn a_store_that_is_unmounted_during_a_backup_leaves_nothing_in_its_mount_point() {
+    need_root();
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("store")).expect("makes");
+    let script = "mount -t tmpfs none store && $FK init --store store && \
+                  exec $FK backup --store store --stdin-name x --stdin-command sh -c \
+                  'umount -l store; head -c 1000000 /dev/urandom'";
+    sandbox.in_mount_namespace(script).run().ends_with(1);
+    let left: Vec<_> = std::fs::read_dir(sandbox.path("store")).expect("lists").collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -133,11 +133,14 @@ impl Global {
             Some((name, settings)) => config.store_of(name, settings)?,
             None => config.only_store(self.config.path())?,
         };
-        place.map(Path::to_owned).ok_or_else(|| {
-            let message =
-                format!("no store given, and {} has none", self.config.path().displayed());
-            with_hint(message, "give --store DIR, or add [stores.main] with its path")
-        })
+        match place {
+            Some(store) => store.expected().map(Path::to_owned),
+            None => {
+                let message =
+                    format!("no store given, and {} has none", self.config.path().displayed());
+                Err(with_hint(message, "give --store DIR, or add [stores.main] with its path"))
+            }
+        }
     }
 
     /// Opens the store and observes operations on it.

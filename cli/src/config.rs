@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::entry::Displayed;
+use store::mount::MountState;
 
 /// Default path of the configuration file.
 pub const DEFAULT: &str = "/etc/forgekeep.toml";
@@ -46,6 +47,59 @@ pub struct Config {
 pub struct StoreSettings {
     /// Directory of the store.
     pub path: PathBuf,
+    /// Id of the store, or its first digits.
+    pub id: Option<String>,
+    /// True if the store is never on the root file system.
+    #[serde(default)]
+    pub mounted: bool,
+}
+
+/// Minimum number of digits of a store's id.
+const ID_DIGITS_MIN: usize = 8;
+
+impl StoreSettings {
+    /// Returns the directory. Fails if its disk is not mounted, or if it holds another store than the
+    /// expected one.
+    pub fn expected(&self) -> Result<&Path, Failure> {
+        let path = self.path.displayed();
+        if self.mounted && !MountState::nearest(&self.path).is_some_and(|of| of.is_mounted()) {
+            return Err(Failure::WrongStore {
+                message: format!("the disk of store {path} is not mounted: it is on the root file system"),
+                hint: "mount the disk; a store that belongs there must not have `mounted = true` in the \
+                       configuration"
+                    .into(),
+            });
+        }
+        let Some(wanted) = &self.id else { return Ok(&self.path) };
+        let found = match std::fs::read(self.path.join(store::config::FILE)) {
+            Ok(bytes) => store::config::Config::from_bytes(&bytes).ok(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let segments = self.path.join(store::store::SEGMENTS_DIR);
+                let is_store = segments.read_dir().is_ok_and(|mut all| all.next().is_some());
+                if !is_store {
+                    return Err(Failure::WrongStore {
+                        message: format!("no store at {path}; the configuration expects store {wanted}"),
+                        hint: "mount its disk; to create a new store, remove its `id` from the configuration"
+                            .into(),
+                    });
+                }
+                None
+            }
+            Err(_) => None,
+        };
+        // Opening a damaged store finds and reports the fault.
+        match found.filter(|found| !found.store_id.starts_with(wanted.as_str())) {
+            None => Ok(&self.path),
+            Some(found) => Err(Failure::WrongStore {
+                message: format!(
+                    "{path} has store {}; the configuration expects store {wanted}",
+                    &found.store_id[..wanted.len().clamp(ID_DIGITS_MIN, found.store_id.len())]
+                ),
+                hint: "mount the right disk, or correct `id` of the store in the configuration"
+                    .into(),
+            }),
+        }
+    }
 }
 
 fn five_minutes() -> Limit {
@@ -154,6 +208,18 @@ impl Config {
                 ));
             }
         }
+        for (name, store) in &self.stores {
+            let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+            let is_id =
+                |id: &String| (ID_DIGITS_MIN..=32).contains(&id.len()) && id.chars().all(is_digit);
+            if let Some(id) = store.id.as_ref().filter(|id| !is_id(id)) {
+                let file = path.displayed();
+                return Err(with_hint(
+                    format!("{file}, key `stores.{name}.id`: `{id}` is not the id of a store"),
+                    "write the id that store.json names, or at least its first 8 digits",
+                ));
+            }
+        }
         for (name, settings) in &self.instances {
             self.store_of(name, settings)?;
             for tag in &settings.tags {
@@ -251,25 +317,29 @@ impl Config {
     }
 
     /// Returns the only store; `None` if no store is configured. Fails if there are several.
-    pub fn only_store(&self, file: &Path) -> Result<Option<&Path>, Failure> {
+    pub fn only_store(&self, file: &Path) -> Result<Option<&StoreSettings>, Failure> {
         if self.stores.len() > 1 {
             let message =
                 format!("no store given, and {} has {}", file.displayed(), self.stores.len());
             let mut lines = vec!["give one of these, or name an instance:".to_owned()];
             let width = self.stores.keys().map(|name| name.len()).max().unwrap_or_default();
-            lines.extend(self.stores.iter().map(|(name, StoreSettings { path })| {
+            lines.extend(self.stores.iter().map(|(name, StoreSettings { path, .. })| {
                 format!("  {name:width$}  --store {}", quoted_shown(&path.display().to_string()))
             }));
             return Err(usage(message, lines.join("\n")));
         }
-        Ok(self.stores.values().next().map(|store| store.path.as_path()))
+        Ok(self.stores.values().next())
     }
 
     /// Returns the store of an instance; `None` if no store is configured.
-    pub fn store_of(&self, name: &str, settings: &Settings) -> Result<Option<&Path>, Failure> {
+    pub fn store_of(
+        &self,
+        name: &str,
+        settings: &Settings,
+    ) -> Result<Option<&StoreSettings>, Failure> {
         match &settings.store {
             Some(store) => match self.stores.get(store) {
-                Some(found) => Ok(Some(&found.path)),
+                Some(found) => Ok(Some(found)),
                 None => {
                     let message = format!("instance {name}: no store `{store}` is configured");
                     Err(match closest(store, self.stores.keys().map(String::as_str)) {
@@ -286,7 +356,7 @@ impl Config {
                     hint,
                 ))
             }
-            None => Ok(self.stores.values().next().map(|store| store.path.as_path())),
+            None => Ok(self.stores.values().next()),
         }
     }
 }
@@ -369,7 +439,7 @@ mod tests {
         let error = read("[stores.main]\npth = '/s'\n").expect_err("unknown key");
         assert_eq!(
             error,
-            "FILE, line 2: unknown field `pth`, expected `path` / did you mean `path`?"
+            "FILE, line 2: unknown field `pth`, expected one of `path`, `id`, `mounted` / did you mean `path`?"
         );
         let error =
             read("[instances.a]\nkind = 'plain'\nmode = 'maintenence'\n").expect_err("unknown");
@@ -391,7 +461,12 @@ mod tests {
         assert!(error.ends_with("did you mean `two`?"), "{error}");
         let config = read(&format!("{two}{instance}store = 'two'")).expect("reads");
         let settings = config.instance("a").expect("there");
-        assert_eq!(config.store_of("a", settings).expect("there"), Some(Path::new("/2")));
+        let store = config.store_of("a", settings).expect("there").expect("one");
+        assert_eq!(store.path, Path::new("/2"));
+        for id in ["", "0123456", "0123456G", "0123456A", "012345678901234567890123456789012"] {
+            let error = read(&format!("[stores.one]\npath = '/1'\nid = '{id}'")).expect_err(id);
+            assert!(error.contains("key `stores.one.id`"), "{error}");
+        }
         assert!(config.instance("aa").is_err());
         let error = read("[instances.'a/b']\nkind = 'plain'\n").expect_err("a slash");
         assert!(error.contains("not a valid instance name"), "{error}");

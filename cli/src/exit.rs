@@ -10,7 +10,7 @@ pub const CODES: [(u8, &str); 7] = [
     (1, "failed"),
     (2, "wrong usage"),
     (3, "done, but a path could not be read or restored, or an instance has a fault"),
-    (10, "the store does not exist"),
+    (10, "the store does not exist, or is not the one that the configuration expects"),
     (11, "the store is locked, or another backup of the instance is running"),
     (130, "interrupted"),
 ];
@@ -34,6 +34,13 @@ pub enum Failure {
         /// Error message.
         message: String,
         /// Correct usage.
+        hint: String,
+    },
+    /// The path has no disk or not the store that the configuration expects.
+    WrongStore {
+        /// Error message.
+        message: String,
+        /// Next step.
         hint: String,
     },
     /// The path contains no store, and the command would not create one.
@@ -83,6 +90,7 @@ impl Failure {
             Failure::BrokenPipe => 0,
             Failure::Usage { .. } => 2,
             Failure::Partial => 3,
+            Failure::WrongStore { .. } => 10,
             Failure::Damaged | Failure::Other { .. } => 1,
             Failure::Store(error) | Failure::NothingToRead(error) => number(error),
             Failure::Forge(forge::Error::Busy(_)) => 11,
@@ -111,7 +119,9 @@ impl Failure {
             }
             Failure::Forge(error) => Some((error.to_string(), hint_for_instance(error))),
             Failure::Other { message, hint } => Some((message.clone(), hint.clone())),
-            Failure::Usage { message, hint } => Some((message.clone(), Some(hint.clone()))),
+            Failure::Usage { message, hint } | Failure::WrongStore { message, hint } => {
+                Some((message.clone(), Some(hint.clone())))
+            }
         }
     }
 }

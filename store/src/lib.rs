@@ -10,6 +10,7 @@ mod access;
 mod counting_sort;
 mod text;
 
+pub mod mount;
 mod protocol;
 pub mod random;
 

@@ -212,7 +212,15 @@ fn open_store(
     global: &Global,
     ui: &Ui,
 ) -> Option<(Store, Arc<Watch>)> {
-    let place = instance::place_of(config, instance, global).ok()?;
+    let place = match instance::place_of(config, instance, global) {
+        Ok(place) => place,
+        Err(failure) => {
+            if let Failure::WrongStore { message, .. } = &failure {
+                ui.warn(&format!("cannot compare the instance with its snapshots: {message}"));
+            }
+            return None;
+        }
+    };
     if !place.join("store.json").exists() {
         ui.warn(&format!(
             "store {} is missing or not mounted, so keys and repositories are not compared with a \

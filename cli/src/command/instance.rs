@@ -1,7 +1,7 @@
 //! Code shared by the commands about instances.
 
 use super::{GLOBAL, Global, backup};
-use crate::config::{Config, DEFAULT};
+use crate::config::{Config, DEFAULT, StoreSettings};
 use crate::exit::{Failure, is_of_other_user, other, with_hint};
 use crate::notifications::Notifications;
 use crate::report::{count, size, skipped_records};
@@ -104,13 +104,26 @@ pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Returns the store of an instance, from the command line or else from the configuration.
+/// Returns the store of an instance, from the command line or else from the configuration. Fails if
+/// the configuration expects a mounted disk or another store there.
 pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf, Failure> {
-    if let Some(place) = &global.store {
-        return Ok(place.clone());
+    match &global.store {
+        Some(place) => Ok(place.clone()),
+        None => configured_store(config, name)?.expected().map(Path::to_owned),
     }
-    let place = config.store_of(name, config.instance(name)?)?;
-    place.map(Path::to_owned).ok_or_else(|| {
+}
+
+/// Like [`place_of`], for a command that does not open the store.
+pub fn place_unseen(config: &Config, name: &str, global: &Global) -> Result<PathBuf, Failure> {
+    match &global.store {
+        Some(place) => Ok(place.clone()),
+        None => Ok(configured_store(config, name)?.path.clone()),
+    }
+}
+
+fn configured_store<'a>(config: &'a Config, name: &str) -> Result<&'a StoreSettings, Failure> {
+    let store = config.store_of(name, config.instance(name)?)?;
+    store.ok_or_else(|| {
         let hint = "add [stores.main] with its path to the configuration, or give --store DIR";
         with_hint(format!("no store is configured for instance {name}"), hint)
     })

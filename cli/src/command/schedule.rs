@@ -106,7 +106,7 @@ impl Schedule {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = global.config.read()?;
         let settings = config.instance(&self.instance)?;
-        let store = instance::place_of(&config, &self.instance, global)?;
+        let store = instance::place_unseen(&config, &self.instance, global)?;
         let program = std::env::current_exe()
             .map_err(|error| other(format!("cannot find the path of this program: {error}")))?;
         let command = Command {

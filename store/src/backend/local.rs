@@ -43,6 +43,9 @@ const REMOTE_FILE_SYSTEMS: [u64; 14] = [
     0x4750_4653,
 ];
 
+/// File that every store has. Where it was and is no more, the store is not mounted.
+const STORE_FILE: &str = "store.json";
+
 /// Maximum number of files kept open for reading.
 const OPEN_FILES_MAX: usize = 16;
 
@@ -74,6 +77,8 @@ struct Place {
     root: PathBuf,
     modes: Modes,
     observer: Arc<dyn Observer>,
+    /// True if the directory had a store at first.
+    was_store: bool,
     /// True if the observer was warned that directories cannot be synced here.
     has_warned: AtomicBool,
     /// Open files, most recently used last.
@@ -91,7 +96,8 @@ impl Local {
     /// receives warnings.
     pub fn with(root: impl Into<PathBuf>, modes: Modes, observer: Arc<dyn Observer>) -> Local {
         let (root, has_warned, open) = (root.into(), AtomicBool::new(false), Mutex::default());
-        Local(Arc::new(Place { root, modes, observer, has_warned, open }))
+        let was_store = root.join(STORE_FILE).exists();
+        Local(Arc::new(Place { root, modes, observer, was_store, has_warned, open }))
     }
 
     /// Returns the directory.
@@ -290,12 +296,14 @@ impl Place {
     }
 
     /// Creates `path` and its directory if that is missing. Programs that copy only files omit
-    /// empty directories of a store. Directories further up are not created, so that nothing is
-    /// written to the mount point of an unmounted store.
+    /// empty directories of a store. Nothing is created in the mount point of a store that was
+    /// unmounted since.
     fn with_parent<T>(&self, path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let parent = path.parent().unwrap_or(Path::new("."));
         match make() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && (!self.was_store || self.root.join(STORE_FILE).exists()) => {}
             made => return made,
         }
         make_dir(parent, self.modes.dir)?;
@@ -586,6 +594,24 @@ pub(crate) fn is_without_locks(error: Errno) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_created_in_the_mount_point_of_an_unmounted_store() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("store");
+        for name in ["", "segments", "snapshots"] {
+            fs::create_dir(root.join(name)).expect("makes");
+        }
+        fs::write(root.join(STORE_FILE), "").expect("writes");
+        let local = Local::new(&root);
+        // Programs that copy only files leave out empty directories.
+        local.write_new("snapshots/a", b"a").expect("makes tmp");
+        fs::rename(&root, dir.path().join("unmounted")).expect("moves");
+        fs::create_dir(&root).expect("makes");
+        local.write_new("snapshots/b", b"b").expect_err("is not mounted");
+        local.scratch().expect_err("is not mounted");
+        assert_eq!(fs::read_dir(&root).expect("lists").count(), 0);
+    }
 
     #[test]
     fn a_new_name_never_replaces_a_file() {

@@ -11,13 +11,13 @@ use super::{absolute, tree_path};
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, is_within, path_cmp};
 use crate::id::{ChunkId, SnapshotId};
+use crate::mount::MountState;
 use crate::snapshot::{Amount, Cause, Emptied, Id, Snapshot, SourceState};
 use crate::tree::TreeReader;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -159,37 +159,6 @@ pub struct Found {
     pub is_there: bool,
     /// File system on which it lies.
     pub mount: Option<MountState>,
-}
-
-/// A mounted file system, as far as it stays the same from boot to boot.
-///
-/// Numbers of devices change with every boot, and those of volume snapshots every night. File systems
-/// derive their ids from such numbers. Only the place of the mount and the type of the file system
-/// tell that a disk is missing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MountState {
-    /// Topmost directory of the file system around the source. It is `/` on the root file system.
-    pub top: PathBuf,
-    /// Type of the file system, as a number of the kernel.
-    pub kind: u64,
-}
-
-impl MountState {
-    /// Looks at the file system of a source. Returns `None` if it cannot be read.
-    pub fn of(path: &Path) -> Option<MountState> {
-        let is_dir = path.symlink_metadata().ok()?.is_dir();
-        let dir = if is_dir { path } else { path.parent()? };
-        let device = dir.symlink_metadata().ok()?.dev();
-        let is_same = |above: &&Path| above.symlink_metadata().is_ok_and(|of| of.dev() == device);
-        let top = dir.ancestors().take_while(is_same).last()?.to_owned();
-        let kind = rustix::fs::statfs(dir).ok()?.f_type as u64 & 0xFFFF_FFFF;
-        Some(MountState { top, kind })
-    }
-
-    /// Returns true if the file system is not the root file system.
-    fn is_mounted(&self) -> bool {
-        self.top != Path::new("/")
-    }
 }
 
 /// Returns the state of a source for the record.

@@ -4,7 +4,6 @@ mod again;
 
 use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
-use super::guard::MountState;
 use super::ingest::{FileContent, Ingest, IngestError};
 use super::lenders::Borrowed;
 use super::previous::{Comparison, Previous, Recheck};
@@ -18,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::glob::{SourceGlobs, ends};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
+use crate::mount::MountState;
 use crate::snapshot::{Instance, Snapshot};
 use crate::store::Store;
 use crate::threads;

@@ -1,7 +1,7 @@
 //! Start and end of a backup: the search for a parent, and the record.
 
 use super::absolute;
-use super::guard::{self, Found, MountState, Reference};
+use super::guard::{self, Found, Reference};
 use super::{About, BackupOptions, Likeness, Removed, Report, tree_path};
 use crate::check_record::{self, CheckKind, CheckLevel, CheckRecord, CheckResult};
 use crate::chunks::Chunks;
@@ -10,6 +10,7 @@ use crate::entry::{Content, Displayed, Entry, EntryKind, Time};
 use crate::error::{Error, Result};
 use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::mount::MountState;
 use crate::observe::{Event, Observer, Reason};
 use crate::packer::Packer;
 use crate::random;
