@@ -1,6 +1,8 @@
 //! Retention: rules, named snapshots, pins and tags.
 
-use crate::support::sandbox::Sandbox;
+use crate::support::gitlab::{Builder, database};
+use crate::support::instance::{backup, configure, configured};
+use crate::support::sandbox::{Dice, Sandbox, need_root};
 use crate::support::stores;
 use serde_json::Value;
 use std::io;
@@ -484,4 +486,79 @@ fn a_backup_whose_parent_is_deleted_loses_nothing() {
     assert_eq!((next.parent, next.statistics.files_unmodified), (Some(id), 40));
     assert_eq!(next.statistics.chunks_new, 0);
     assert!(store.index().is_whole(&next.snapshot.expect("a snapshot")).expect("asks"));
+}
+
+#[test]
+fn an_explanation_has_the_bytes_that_a_prune_frees_and_nothing_else_needs() {
+    let sandbox = Sandbox::with_store();
+    let mut dice = Dice::new(18);
+    let noise: Vec<Vec<u8>> =
+        [300_000, 500_000, 700_000, 200_000].map(|len| dice.bytes(len)).into();
+    // Two snapshots that go share a file, and one has a file of its own.
+    sandbox.write("source/stays", &noise[3]);
+    sandbox.write("source/shared", &noise[0]);
+    sandbox.write("source/first", &noise[1]);
+    sandbox.backup(["source"]);
+    sandbox.remove("source/first");
+    sandbox.write("source/second", &noise[2]);
+    sandbox.backup(["source"]);
+    sandbox.remove("source/shared");
+    sandbox.remove("source/second");
+    sandbox.backup(["source"]);
+    let disk = || {
+        let lines = sandbox.run(["prune", "--dry-run", "--json"]).ok().json();
+        lines.iter().find_map(|line| line["segments"]["bytes"].as_u64()).expect("bytes")
+    };
+    let before = disk();
+    let rules = ["forget", "--keep-last", "1", "--explain"];
+    let lines = sandbox.forgekeep(rules).args(["--dry-run", "--json"]).run().ok().json();
+    let own: Vec<Option<u64>> = lines
+        .iter()
+        .filter(|line| line["message_type"] == "decision")
+        .map(|line| line["bytes_own"].as_u64())
+        .collect();
+    let [None, Some(second), Some(first)] = own[..] else { panic!("{lines:?}") };
+    assert!((700_000..710_000).contains(&second) && (500_000..510_000).contains(&first), "{own:?}");
+    let total = lines.iter().find_map(|line| line["bytes_freed"].as_u64()).expect("a total");
+    assert!((1_500_000..1_520_000).contains(&total), "{total}");
+    // Without --explain, nothing is computed.
+    let plain = sandbox.run(["forget", "--keep-last", "1", "--dry-run", "--json"]).ok().json();
+    assert!(plain.iter().all(|line| line["bytes_freed"].is_null()), "{plain:?}");
+    let text = sandbox.run(rules).ok().stdout;
+    assert!(text.contains("a prune can free 1.4 MiB") && text.contains(" of its own"), "{text}");
+    sandbox.run(["prune"]).ok();
+    let freed = before - disk();
+    assert!(freed.abs_diff(total) < 20_000, "{freed} {total}");
+}
+
+#[test]
+fn an_explanation_names_the_projects_that_no_snapshot_has_any_more() {
+    need_root();
+    let gitlab = Builder::new().projects(4).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    // Without the rows that name it.
+    let tables = ["project_repositories", "project_wiki_repositories", "fork_network_members"];
+    let rows = tables.map(|table| format!("delete from {table} where project_id = 4;")).concat();
+    let sql = format!(
+        "set session_replication_role = replica; {rows} delete from projects where id = 4;"
+    );
+    gitlab.postgres.sql(database::MAIN, &sql);
+    for _ in 0..2 {
+        backup(&sandbox).run().ok();
+    }
+    let rules = ["forget", "--instance", "forge", "--keep-last", "1", "--explain", "--dry-run"];
+    let lines = configured(&sandbox, rules).args(["--json"]).run().ok().json();
+    let lost: Vec<&Value> = lines
+        .iter()
+        .filter(|line| line["message_type"] == "decision")
+        .map(|line| &line["projects_lost"])
+        .collect();
+    let [stays, second, first] = lost[..] else { panic!("{lines:?}") };
+    assert!(stays.is_null() && *second == Value::Array(Vec::new()), "{lines:?}");
+    let [path] = &first.as_array().expect("a list")[..] else { panic!("{first}") };
+    let text = configured(&sandbox, rules).run().ok().stdout;
+    let named = format!("in no other snapshot: {}\n", path.as_str().expect("a path"));
+    assert!(text.contains(&named), "{text}");
 }

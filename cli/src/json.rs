@@ -982,6 +982,12 @@ pub struct ForgetDecision<'a> {
     pub stays: bool,
     /// Reasons why it stays; empty if it goes.
     pub reasons: Vec<KeepReason>,
+    /// Stored bytes that no other snapshot of the store needs; null without `--explain`, and if it
+    /// stays.
+    pub bytes_own: Option<u64>,
+    /// Paths of the projects of its instance that no snapshot has that stays; null without
+    /// `--explain`, and if it stays.
+    pub projects_lost: Option<Vec<String>>,
 }
 
 /// Reason why a snapshot stays.
@@ -1012,6 +1018,9 @@ pub struct ForgetSummary<'a> {
     pub stay: usize,
     /// Number of deleted snapshots, or of those that a dry run would delete.
     pub forgotten: u64,
+    /// Stored bytes that no snapshot needs any more once these are deleted, and that a prune can
+    /// free; null without `--explain`.
+    pub bytes_freed: Option<u64>,
 }
 
 /// Result of a prune.

@@ -12,8 +12,11 @@
 //! 7. remove the rows of the segments from the index, then delete the segments,
 //! 8. withdraw the condemnation.
 
+mod freed;
 mod runs;
 mod tables;
+
+pub use freed::{Freed, freed};
 
 use crate::condemned::{self, Condemnation, Own};
 use crate::entry::Time;

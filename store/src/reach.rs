@@ -30,16 +30,30 @@ pub fn reach(
     progress: &Progress,
 ) -> Result<()> {
     let chunks = &Visited { chunks, visitor };
-    let examine = |place: Place, lost: Option<Error>| match lost {
-        Some(error) => Err(error),
-        None => {
-            for entry in TreeReader::at(place, chunks) {
-                visit(&entry.map_err(|lost| lost.error)?, chunks)?;
-            }
-            Ok(true)
-        }
-    };
-    pages(root, chunks, known, progress, &examine).map(drop)
+    pages(root, chunks, known, progress, &|place, lost| visit_page(place, lost, chunks)).map(drop)
+}
+
+/// Like [`reach`], and adds nothing to `known`.
+pub fn reach_beside(
+    root: &ChunkId,
+    chunks: &dyn Chunks,
+    known: &HashSet<u128>,
+    visitor: &dyn Visitor,
+    progress: &Progress,
+) -> Result<()> {
+    let chunks = &Visited { chunks, visitor };
+    let examine = |place, lost| visit_page(place, lost, chunks);
+    new_pages(root, chunks, known, progress, &examine).map(drop)
+}
+
+fn visit_page(place: Place, lost: Option<Error>, chunks: &Visited<'_>) -> Result<bool> {
+    if let Some(error) = lost {
+        return Err(error);
+    }
+    for entry in TreeReader::at(place, chunks) {
+        visit(&entry.map_err(|lost| lost.error)?, chunks)?;
+    }
+    Ok(true)
 }
 
 fn visit(entry: &Entry, chunks: &Visited<'_>) -> Result<()> {
@@ -68,6 +82,19 @@ pub fn pages(
     progress: &Progress,
     examine: &(dyn Fn(Place, Option<Error>) -> Result<bool> + Sync),
 ) -> Result<bool> {
+    let (are_all_whole, whole) = new_pages(root, chunks, known, progress, examine)?;
+    known.extend(whole);
+    Ok(are_all_whole)
+}
+
+/// Like [`pages`]. Returns true if all pages are whole, and the whole ones.
+fn new_pages(
+    root: &ChunkId,
+    chunks: &dyn Chunks,
+    known: &HashSet<u128>,
+    progress: &Progress,
+    examine: &(dyn Fn(Place, Option<Error>) -> Result<bool> + Sync),
+) -> Result<(bool, Vec<u128>)> {
     let mut entered = Vec::new();
     let parts = tree::outline(root, chunks, &|place| known.contains(&place.key()), &mut |place| {
         entered.push(place.key())
@@ -86,12 +113,13 @@ pub fn pages(
         })
         .collect::<Result<_>>()?;
     let are_all_whole = examined.iter().all(|(_, is_whole)| *is_whole);
-    known.extend(examined.into_iter().filter(|(_, is_whole)| *is_whole).map(|(key, _)| key));
+    let whole = examined.into_iter().filter(|(_, is_whole)| *is_whole).map(|(key, _)| key);
+    let mut whole: Vec<u128> = whole.collect();
     if are_all_whole {
         // Index pages above a damaged page are opened again for the next snapshot.
-        known.extend(entered);
+        whole.extend(entered);
     }
-    Ok(are_all_whole)
+    Ok((are_all_whole, whole))
 }
 
 /// Reads chunks, and passes their ids to the visitor.

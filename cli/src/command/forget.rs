@@ -1,17 +1,20 @@
-use super::Global;
+use super::{Global, projects};
 use crate::config::Config;
 use crate::exit::{Failure, usage, with_hint};
 use crate::json::{self, ForgetDecision, ForgetSummary, KeepReason};
-use crate::report::{civil_time, count, local_time, now, utc_time};
+use crate::report::{civil_time, count, local_time, now, shown, size, utc_time};
 use crate::select::{self, ListFilter, Selection};
 use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
+use forge::catalogue::Project;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use store::annotations::Annotations;
 use store::entry::{Displayed, Time};
 use store::id::SnapshotId;
+use store::observe::Event;
+use store::prune::{self, Freed};
 use store::retention::{self, Candidate, Decision, Number, Period, Reason, Rules, Soundness};
 use store::snapshot::{Snapshot, SnapshotSource};
 use store::store::{Purpose, Store};
@@ -66,7 +69,7 @@ pub struct Forget {
         help_heading = HEADING
     )]
     group_by: Vec<Property>,
-    /// Print for each snapshot whether it stays, and why
+    /// Print for each snapshot whether it stays, and why; for those that go also the bytes that only they need, and the projects that no other snapshot has. Reads all trees
     #[arg(long)]
     explain: bool,
     /// Print what would be deleted, and delete nothing
@@ -181,16 +184,21 @@ impl Forget {
         // Signals still work while the result is printed.
         watch.hush();
         let place = store.place();
-        for (id, snapshot) in &selection.snapshots {
+        let going: Vec<(SnapshotId, &Snapshot)> =
+            selection.snapshots.iter().map(|(id, snapshot)| (*id, snapshot)).collect();
+        let effects = self.effects(&store, &going).inspect_err(|_| watch.end())?;
+        for (id, snapshot) in &going {
             let tags = annotations.tags(id, &snapshot.tags);
             let counts = soundness(snapshot, None, now()) == Soundness::Sound;
-            ui.json(&decision(&place, id, snapshot, &tags, counts, &[]))?;
+            let line = decision(&place, id, snapshot, &tags, counts, &[]);
+            ui.json(&effects.added_to(id, line))?;
             let time = local_time(snapshot.start.into());
             let of = store::forget::shown(&snapshot.source().series());
-            ui.remark(format!("{}  {time}  {of}", id.short()))?;
+            let text = format!("{}  {time}  {of}{}", id.short(), effects.text(id));
+            if self.explain { ui.line(text)? } else { ui.remark(text)? }
         }
-        let ids: Vec<SnapshotId> = selection.snapshots.iter().map(|(id, _)| *id).collect();
-        let deleted = self.delete(&store, &ids, ids.len(), ui);
+        let ids: Vec<SnapshotId> = going.iter().map(|(id, _)| *id).collect();
+        let deleted = self.delete(&store, &ids, ids.len(), &effects, ui);
         watch.end();
         deleted?;
         select::answered(selection.is_sure && is_known)
@@ -263,19 +271,23 @@ impl Forget {
         let (annotations, selections, mut is_sure) = read().inspect_err(|_| watch.end())?;
         // Signals still work while the result is printed.
         watch.hush();
-        let (mut ids, mut considered) = (Vec::new(), 0);
+        let (mut plans, mut considered) = (Vec::new(), 0);
         for (task, snapshots) in &selections {
             considered += snapshots.len();
             let judged = judged(snapshots);
             is_sure &= judged.iter().all(|soundness| *soundness != Soundness::Future);
             warn_of_times(snapshots, &judged, ui);
             for group in self.groups(snapshots) {
-                let plan = Plan::new(group, &task.rules, snapshots, &judged, &annotations);
-                plan.print(&store, self.explain, ui)?;
-                ids.extend(plan.going());
+                plans.push(Plan::new(group, &task.rules, snapshots, &judged, &annotations));
             }
         }
-        let deleted = self.delete(&store, &ids, considered, ui);
+        let going: Vec<(SnapshotId, &Snapshot)> = plans.iter().flat_map(Plan::going).collect();
+        let effects = self.effects(&store, &going).inspect_err(|_| watch.end())?;
+        for plan in &plans {
+            plan.print(&store, self.explain, &effects, ui)?;
+        }
+        let ids: Vec<SnapshotId> = going.iter().map(|(id, _)| *id).collect();
+        let deleted = self.delete(&store, &ids, considered, &effects, ui);
         watch.end();
         deleted.map(|()| is_sure)
     }
@@ -302,12 +314,34 @@ impl Forget {
         groups.into_values().collect()
     }
 
+    /// Returns the effects of deleting these snapshots, if they are to be explained. Warns if they
+    /// cannot be found.
+    fn effects(
+        &self,
+        store: &Store,
+        going: &[(SnapshotId, &Snapshot)],
+    ) -> Result<Effects, Failure> {
+        if !self.explain {
+            return Ok(Effects::default());
+        }
+        match Effects::of(store, going) {
+            Err(failure) if !failure.is_interrupted() => {
+                let reason = failure.words().map(|(message, _)| message).unwrap_or_default();
+                let text = format!("cannot tell what the deletion frees and loses: {reason}");
+                store.observer().event(Event::Warning(text));
+                Ok(Effects::default())
+            }
+            found => found,
+        }
+    }
+
     /// Deletes snapshots unless it is a dry run, and prints the result.
     fn delete(
         &self,
         store: &Store,
         ids: &[SnapshotId],
         considered: usize,
+        effects: &Effects,
         ui: &Ui,
     ) -> Result<(), Failure> {
         let forgotten = if self.dry_run {
@@ -325,9 +359,13 @@ impl Forget {
             snapshots: considered,
             stay,
             forgotten,
+            bytes_freed: effects.freed.as_ref().map(|freed| freed.total),
         })?;
         let what = count(forgotten, "snapshot");
         let rest = if self.snapshots.is_empty() { format!(", {stay} stay") } else { String::new() };
+        if let Some(freed) = effects.freed.as_ref().filter(|_| !ids.is_empty()) {
+            ui.line(format!("a prune can free {}", size(freed.total)))?;
+        }
         ui.line(match self.dry_run {
             true => format!("would delete {what} of {place}{rest}"),
             false => format!("deleted {what} of {place}{rest}"),
@@ -426,12 +464,18 @@ impl<'a> Plan<'a> {
     }
 
     /// Returns the snapshots that go, oldest first.
-    fn going(&self) -> impl Iterator<Item = SnapshotId> {
+    fn going(&self) -> impl Iterator<Item = (SnapshotId, &'a Snapshot)> {
         let going = self.decisions.iter().rev().filter(|decision| !decision.stays());
-        going.map(|decision| self.candidates[decision.candidate].id)
+        going.map(|of| (self.candidates[of.candidate].id, self.snapshots[of.candidate]))
     }
 
-    fn print(&self, store: &Store, is_explained: bool, ui: &Ui) -> Result<(), Failure> {
+    fn print(
+        &self,
+        store: &Store,
+        is_explained: bool,
+        effects: &Effects,
+        ui: &Ui,
+    ) -> Result<(), Failure> {
         let stay = self.decisions.iter().filter(|decision| decision.stays()).count();
         let (all, go) = (self.decisions.len(), self.decisions.len() - stay);
         let mut shown: Vec<String> = self
@@ -456,7 +500,8 @@ impl<'a> Plan<'a> {
             let (candidate, snapshot) = (&self.candidates[*candidate], self.snapshots[*candidate]);
             let counts = candidate.soundness == Soundness::Sound;
             let (place, tags) = (store.place(), &candidate.tags);
-            ui.json(&decision(&place, &candidate.id, snapshot, tags, counts, reasons))?;
+            let line = decision(&place, &candidate.id, snapshot, tags, counts, reasons);
+            ui.json(&effects.added_to(&candidate.id, line))?;
             if !is_explained {
                 continue;
             }
@@ -468,10 +513,96 @@ impl<'a> Plan<'a> {
             let day = candidate.civil.strftime("%d %a  %H:%M:%S");
             let verb = if reasons.is_empty() { "goes " } else { "stays" };
             let id = candidate.id.short();
-            ui.line(format!("    {day}  {id}  {verb}  {}", why(candidate.soundness, reasons)))?;
+            let (why, more) = (why(candidate.soundness, reasons), effects.text(&candidate.id));
+            ui.line(format!("    {day}  {id}  {verb}  {why}{more}"))?;
         }
         Ok(())
     }
+}
+
+/// Maximum number of lost projects that a line for people names.
+const PROJECTS_MAX: usize = 10;
+
+/// What is freed and lost with the snapshots that go.
+#[derive(Default)]
+struct Effects {
+    freed: Option<Freed>,
+    /// Paths of the projects of each snapshot that no snapshot has that stays.
+    projects: HashMap<SnapshotId, Vec<String>>,
+}
+
+impl Effects {
+    fn of(store: &Store, going: &[(SnapshotId, &Snapshot)]) -> Result<Effects, Failure> {
+        let ids: Vec<SnapshotId> = going.iter().map(|(id, _)| *id).collect();
+        let freed = Some(prune::freed(store, &ids)?);
+        Ok(Effects { freed, projects: lost_projects(store, going)? })
+    }
+
+    /// Describes the effects of one of the snapshots.
+    fn text(&self, id: &SnapshotId) -> String {
+        let mut text = String::new();
+        let own = self.freed.as_ref().and_then(|freed| freed.own.get(id));
+        if let Some(own) = own.filter(|own| **own > 0) {
+            text += &format!("; {} of its own", size(*own));
+        }
+        let lost = self.projects.get(id).map(Vec::as_slice).unwrap_or_default();
+        if !lost.is_empty() {
+            let named: Vec<_> = lost.iter().take(PROJECTS_MAX).map(|of| shown(of)).collect();
+            let more = match lost.len().saturating_sub(PROJECTS_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            text += &format!("; in no other snapshot: {}{more}", named.join(", "));
+        }
+        text
+    }
+
+    /// Adds the effects to the line of a snapshot.
+    fn added_to<'a>(&self, id: &SnapshotId, line: ForgetDecision<'a>) -> ForgetDecision<'a> {
+        let bytes_own = self.freed.as_ref().and_then(|freed| freed.own.get(id)).copied();
+        let projects_lost = bytes_own.map(|_| self.projects.get(id).cloned().unwrap_or_default());
+        ForgetDecision { bytes_own, projects_lost, ..line }
+    }
+}
+
+/// Returns the paths of the projects that are in no snapshot of their instance that stays, by
+/// snapshot.
+fn lost_projects(
+    store: &Store,
+    going: &[(SnapshotId, &Snapshot)],
+) -> Result<HashMap<SnapshotId, Vec<String>>, Failure> {
+    let name = |snapshot: &Snapshot| Some(snapshot.instance.as_ref()?.name.clone());
+    let names: BTreeSet<String> = going.iter().filter_map(|(_, of)| name(of)).collect();
+    let mut lost = HashMap::new();
+    if names.is_empty() {
+        return Ok(lost);
+    }
+    let is_going: BTreeSet<SnapshotId> = going.iter().map(|(id, _)| *id).collect();
+    let mut records = store.records()?;
+    records.retain(|header| {
+        let instance = header.source.instance.as_ref();
+        instance.is_some_and(|name| names.contains(name)) && !is_going.contains(&header.position.id)
+    });
+    let mut left = BTreeMap::<String, BTreeSet<u64>>::new();
+    for record in records {
+        store.observer().progress().check()?;
+        let (id, snapshot) = record?;
+        let projects = projects::catalogue(store, &id, &snapshot)?.unwrap_or_default();
+        let copied = projects.iter().filter(|project| project.is_copied);
+        left.entry(name(&snapshot).unwrap_or_default()).or_default().extend(copied.map(|of| of.id));
+    }
+    for (id, snapshot) in going {
+        let Some(left) = name(snapshot).map(|name| left.get(&name)) else { continue };
+        let projects = projects::catalogue(store, id, snapshot)?.unwrap_or_default();
+        let is_left = |id: &u64| left.is_some_and(|left| left.contains(id));
+        let gone = projects.into_iter().filter(|of| of.is_copied && !is_left(&of.id));
+        let title = |project: Project| match project.path.is_empty() {
+            true => project.repository,
+            false => project.path,
+        };
+        lost.insert(*id, gone.map(title).collect());
+    }
+    Ok(lost)
 }
 
 /// Describes why a snapshot stays or goes.
@@ -553,5 +684,7 @@ fn decision<'a>(
         counts,
         stays: !reasons.is_empty(),
         reasons: reasons.iter().map(reason).collect(),
+        bytes_own: None,
+        projects_lost: None,
     }
 }
