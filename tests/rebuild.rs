@@ -299,6 +299,28 @@ fn a_stopped_redis_gets_the_queue_of_the_same_moment() {
     assert_eq!(std::fs::read_to_string(kept).expect("reads"), "of the new machine");
 }
 
+/// The configuration reads files of the system, which those of another machine must not replace.
+#[test]
+fn files_of_the_machine_stay() {
+    let bench = Bench::new(Builder::new().projects(1));
+    let [name, disks, settings] =
+        ["etc/hostname", "etc/fstab", "etc/gitlab/gitlab.rb"].map(|path| bench.gitlab.path(path));
+    let mut text = std::fs::read_to_string(&settings).expect("reads");
+    text += "external_url File.read('/etc/hostname')\nbackups = File.read('/etc/fstab')\n";
+    std::fs::write(&settings, text).expect("writes");
+    for file in [&name, &disks] {
+        std::fs::write(file, "of the old machine").expect("writes");
+    }
+    backup(&bench.sandbox).run().ok();
+    std::fs::write(&name, "of this machine").expect("writes");
+    std::fs::remove_file(&disks).expect("removes");
+    let outcome = bench.rebuild(&["--yes"]).run().ok();
+    assert_eq!(std::fs::read_to_string(&name).expect("reads"), "of this machine");
+    assert!(!disks.exists());
+    let left = format!("with those of the snapshot: {}, {}\n", disks.display(), name.display());
+    assert!(outcome.stdout.contains(&left), "{}", outcome.stdout);
+}
+
 fn is_answering(gitlab: &Gitlab) -> bool {
     let socket = gitlab.redis.socket();
     Run::limited("redis-cli").args(["-s"]).args([socket]).args(["PING"]).run().code() == Some(0)
@@ -602,26 +624,252 @@ fn a_redis_without_a_part_gets_its_saved_queue() {
     let text = "and the saved queue was restored to";
     assert!(outcome.all_output().contains(text), "{}", outcome.all_output());
 
-    // A server that nothing stops is emptied.
+    // A server that nothing stops is emptied, if the admin agrees and it can be.
     let without = more.split("[instances.forge.services]").next().expect("the start");
     configure_kind(&sandbox, "plain", dir.path(), without);
+    client(&["set", "other", "later"]);
+    let kept = dir.path().join("data");
+    std::fs::rename(&kept, dir.path().join("away")).expect("moves");
+    let refused = configured(&sandbox, ["rebuild", "forge"]).run();
+    refused.fails(1, &[&format!("Redis {at}/s has"), "keys", "give --yes"]);
+    assert_eq!(client(&["get", "other"]), "later");
+    client(&["replicaof", "127.0.0.1", "9"]);
+    let planned = configured(&sandbox, ["rebuild", "forge", "--dry-run"]).run().ok();
+    assert!(planned.stdout.contains("so it would stay as it is"), "{}", planned.stdout);
+    let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ends_with(3);
+    let text = "could not be emptied: Redis: it is a replica of 127.0.0.1:9";
+    assert!(outcome.all_output().contains(text), "{}", outcome.all_output());
+    client(&["replicaof", "no", "one"]);
+    client(&["acl", "setuser", "default", "-flushall"]);
+    let planned = configured(&sandbox, ["rebuild", "forge", "--dry-run"]).run().ok();
+    assert!(planned.stdout.contains("cannot be emptied"), "{}", planned.stdout);
+    configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ends_with(3);
+    client(&["acl", "setuser", "default", "+flushall"]);
+    assert_eq!(client(&["get", "other"]), "later");
     let planned = configured(&sandbox, ["rebuild", "forge", "--dry-run"]).run().ok();
     assert!(planned.stdout.contains("would be emptied"), "{}", planned.stdout);
     let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
-    assert!(outcome.stdout.contains("7/9 redis         emptied"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("/s emptied"), "{}", outcome.stdout);
+    assert_eq!(client(&["get", "other"]), "");
     configure_kind(&sandbox, "plain", dir.path(), &more);
 
     // A server that writes a log by now, and would start empty without one.
     sandbox.tool("sh").args([&control, "stop"]).run().ok();
     let config = format!("unixsocket {at}/s\nport 0\ndir {at}\ndaemonize yes\nappendonly yes\n");
-    sandbox.write("redis.conf", config);
+    sandbox.write("redis.conf", &config);
+    sandbox.tool("sh").args([&control, "start"]).run().ok();
+    client(&["set", "other", "later"]);
+    let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
+    let found = (client(&["get", "job"]), client(&["get", "other"]));
+    let expected = ("of the snapshot".to_owned(), String::new());
+    assert_eq!(found, expected, "{}", outcome.all_output());
+
+    // A log of another name than that of the snapshot.
+    backup(&sandbox).run().ok();
+    sandbox.tool("sh").args([&control, "stop"]).run().ok();
+    sandbox.write("redis.conf", format!("{config}appendfilename other.aof\n"));
     sandbox.tool("sh").args([&control, "start"]).run().ok();
     client(&["set", "other", "later"]);
     let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
     let found = (client(&["get", "job"]), client(&["get", "other"]));
     client(&["shutdown", "nosave"]);
-    let expected = ("of the snapshot".to_owned(), String::new());
     assert_eq!(found, expected, "{}", outcome.all_output());
+}
+
+/// The configuration of the snapshot names the server of the old machine, and this machine has
+/// another one, or none.
+#[test]
+fn only_the_expected_database_server_is_changed() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let old = crate::mattermost::alone(dir.path());
+    sandbox.write("services/state", "active\n");
+    configure_kind(&sandbox, "mattermost", dir.path(), "");
+    old.sql("postgres", "alter role mmuser createdb");
+    with_systemctl(&sandbox, &["backup", "--instance", "forge", "--init"]).run().ok();
+    old.sql("chat", "create table since (a int)");
+    let new = Postgres::start(Options::within(&dir.path().join("run/new")));
+    new.sql("postgres", "create role mmuser login createdb");
+
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = |arguments: &[&str]| {
+        let all = [&["rebuild", "forge", "--scratch", scratch], arguments].concat();
+        with_systemctl(&sandbox, &all).run()
+    };
+    let settings = dir.path().join("opt/mattermost/config");
+    let environment = settings.join("mattermost.environment");
+    let text = std::fs::read_to_string(&environment).expect("reads");
+    std::fs::write(&environment, text.replace("/run/postgresql", "/run/new")).expect("writes");
+    let address = format!("{}:5432", old.socket_dir().display());
+    let here = format!("{}:5432", new.socket_dir().display());
+    for arguments in [&["--dry-run"][..], &["--yes"]] {
+        let words = [&format!("names the database server {address}")[..], &here];
+        rebuild(arguments).fails(1, &words).stderr.contains(&format!("--server {address}"));
+    }
+
+    // The other database is looked at even if nothing here names a server.
+    let home = dir.path().join("opt/mattermost");
+    for name in ["config", "files", "plugins"] {
+        std::fs::rename(home.join(name), home.join(format!("{name}.away"))).expect("moves");
+    }
+    let units = dir.path().join("etc/systemd/system");
+    std::fs::remove_dir_all(&units).expect("removes");
+    let words = [&format!("{address} has a database chat with content")[..], "give --yes"];
+    rebuild(&[]).fails(1, &words);
+    let planned = rebuild(&["--dry-run"]).ok();
+    let text = format!("6/9 databases     server {address}, PostgreSQL");
+    assert!(planned.stdout.contains(&text), "{}", planned.stdout);
+    assert!(planned.stdout.contains("--yes will be needed"), "{}", planned.stdout);
+    assert_eq!(old.query("chat", "select count(*) from since"), "0");
+
+    // The rebuild would restore the old password.
+    old.sql("postgres", "alter role mmuser password 'new'");
+    rebuild(&["--yes"]).fails(1, &["does not take the login", "nothing was changed"]);
+    assert!(!home.join("config").exists() && !home.join("files").exists());
+    let leftover = names(dir.path()).into_iter().find(|name| name.contains("rebuild"));
+    assert_eq!(leftover, None);
+    old.sql("postgres", "alter role mmuser password 'it''s a pass/word@home'");
+
+    std::fs::rename(home.join("config.away"), home.join("config")).expect("moves");
+    rebuild(&["--yes", "--server", &address]).ok();
+    assert_eq!(old.query("chat", "select count(*) from pg_class where relname = 'since'"), "0");
+    let databases = "select count(*) from pg_database where datname like 'chat%'";
+    assert_eq!(old.query("postgres", databases), "2");
+    assert_eq!(new.query("postgres", databases), "0");
+}
+
+/// A server goes on in a directory that was renamed.
+#[test]
+fn directories_of_running_servers_do_not_move() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(data.join("pages")).expect("directories");
+    std::fs::write(data.join("pages/f"), "content").expect("writes");
+    let mut postgres = Postgres::start(Options::within(&data.join("pg")));
+    let part = format!("[instances.forge.parts.data]\npath = '{}'\n", data.display());
+    configure_kind(&sandbox, "plain", dir.path(), &part);
+    backup(&sandbox).run().ok();
+    let rebuild = || configured(&sandbox, ["rebuild", "forge", "--yes"]).run();
+    rebuild().fails(1, &["postgres (process ", "data/pg/data, which is in", "(`exclude`)"]);
+    assert!(postgres.is_ready() && data.join("pages/f").exists());
+    // Without the directory, all others move.
+    configure_kind(&sandbox, "plain", dir.path(), &format!("{part}exclude = ['pg', '*.tmp']\n"));
+    std::fs::write(data.join("pages/f.tmp"), "excluded").expect("writes");
+    backup(&sandbox).run().ok();
+    let outcome = rebuild().ok();
+    assert!(postgres.is_ready());
+    // Excluded files move with their directories.
+    let text = format!("are needed back: {}\n", data.join("pages/f.tmp").display());
+    let (stages, left) = outcome.stdout.split_once("left to do:").expect("something is left");
+    assert!(stages.contains(&text) && left.contains(&text), "{}", outcome.stdout);
+    configure_kind(&sandbox, "plain", dir.path(), &part);
+    postgres.stop();
+    rebuild().ok();
+}
+
+/// Between two calls, the world may change.
+#[test]
+fn a_continued_rebuild_looks_again_at_what_earlier_calls_did() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    postgres.sql("postgres", "create database shop");
+    postgres.sql("shop", "create table t as select generate_series(1, 500)");
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(&data).expect("directories");
+    std::fs::write(data.join("f"), "content").expect("writes");
+    let configuration = |postgres: &Postgres| {
+        let more = format!(
+            "[instances.forge.parts.data]\npath = '{}'\n\
+             [instances.forge.postgres]\nhost = '{}'\nuser = 'postgres'\nrole = '{}'\n\
+             [instances.forge.services]\nstop = [{{ command = ['true'] }}]\n\
+             start = [{{ command = ['test', '-e', '{}'] }}]\n",
+            data.display(),
+            postgres.socket_dir().display(),
+            postgres.superuser(),
+            sandbox.text("starts"),
+        );
+        configure_kind(&sandbox, "plain", dir.path(), &more);
+    };
+    configuration(&postgres);
+    sandbox.write("starts", "");
+    backup(&sandbox).run().ok();
+    std::fs::remove_file(sandbox.path("starts")).expect("removes");
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = |arguments: &[&str]| {
+        configured(&sandbox, ["rebuild", "forge", "--scratch", scratch]).args(arguments).run()
+    };
+    rebuild(&["--yes"]).ends_with(1);
+
+    // The old data is in use again.
+    let kept = names(dir.path()).into_iter().find(|name| name.starts_with("data.before"));
+    let kept = dir.path().join(kept.expect("is kept"));
+    std::fs::rename(&data, dir.path().join("restored")).expect("moves");
+    std::fs::rename(&kept, &data).expect("moves");
+    std::fs::write(data.join("f"), "newer").expect("writes");
+    rebuild(&["--yes"]).fails(1, &["changed since the rebuild began", "--forget"]);
+    assert_eq!(std::fs::read_to_string(data.join("f")).expect("reads"), "newer");
+    std::fs::rename(&data, &kept).expect("moves");
+    rebuild(&["--yes"]).fails(1, &["changed since the rebuild began"]);
+    std::fs::rename(dir.path().join("restored"), &data).expect("moves");
+
+    // Another server, and another database of the same name.
+    let other = Postgres::start(Options::within(&dir.path().join("other")));
+    other.sql("postgres", "create database shop");
+    configuration(&other);
+    rebuild(&[]).fails(1, &["is not the one with which the rebuild began", "--server"]);
+    configuration(&postgres);
+    postgres.sql("postgres", "drop database shop; create database shop");
+    rebuild(&[]).ends_with(1);
+    assert_eq!(postgres.query("shop", "select count(*) from t"), "500");
+    sandbox.write("starts", "");
+    configuration(&other);
+    rebuild(&["--server", &format!("{}:5432", other.socket_dir().display())]).ok();
+    assert_eq!(other.query("shop", "select count(*) from t"), "500");
+}
+
+#[test]
+fn mounts_follow_neither_the_kept_data_nor_the_services() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{0}/data'\n[instances.forge.services]\n\
+         stop = [{{ command = ['sh', '{0}/stop'] }}]\nstart = [{{ command = ['sh', '{0}/start'] }}]\n",
+        sandbox.text("").trim_end_matches('/'),
+    );
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        mkdir -p data/inner/deep chroot inner
+        echo content > data/f; echo content > data/inner/f
+        echo true > stop; echo true > start
+        mount --bind data/inner chroot
+        $FK backup --instance forge --init
+        echo newer > data/inner/f
+        $FK rebuild forge --yes
+        grep content chroot/f
+        umount chroot
+        # The stop command unmounts a directory, and the start command fails at first.
+        echo \"umount -q $PWD/data/inner || true\" > stop
+        echo \"test -e $PWD/starts && mount --bind $PWD/inner $PWD/data/inner\" > start
+        mount --bind inner data/inner
+        no $FK rebuild forge --yes
+        no $FK rebuild forge --yes 2> refused
+        no grep 'since the rebuild began' refused
+        touch starts
+        $FK rebuild forge --yes > faults 2>&1 || test $? = 3
+        cat faults
+        grep 'unmounted by the commands that stop services: [^ ,]*/data/inner;' faults
+        # Another file system at the same place.
+        rm starts; umount data/inner; echo true > stop; echo \"test -e $PWD/starts\" > start
+        mount -t tmpfs none data
+        no $FK rebuild forge --yes
+        umount data; mount -t tmpfs none data; echo live > data/f
+        no $FK rebuild forge --yes 2> refused
+        grep 'since the rebuild began: [^ ,]*/data$' refused
+        grep live data/f";
+    in_namespace(&sandbox, script).run().ok();
 }
 
 #[test]

@@ -387,6 +387,30 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             quoted_path(end),
             quoted_path(link)
         ),
+        E::OtherServer { target, .. } => format!(
+            "nothing was changed; give --server {target} if the rebuild may change that one; to use the \
+             other one, set its address in the instance's settings of Forgekeep, and correct the \
+             application's configuration once it is restored"
+        ),
+        E::ServerChanged { now, instance, .. } => format!(
+            "connect the instance to the first one and run the command again; or give --server {now} to \
+             load everything there; or forget this rebuild with `forgekeep rebuild {instance} --forget`"
+        ),
+        E::NeedsConsent(_) => {
+            "give --yes if this is the right server; --dry-run shows all steps".into()
+        }
+        E::LoginRefused { .. } => {
+            "nothing was changed; give the role or user on the server that password, or set another login \
+             in the instance's settings of Forgekeep (`postgres`, `redis`)"
+                .into()
+        }
+        E::InUse { .. } => {
+            "stop it for the rebuild, or leave its directory out of the part (`exclude`)".into()
+        }
+        E::MovedBack { instance, .. } => format!(
+            "put back what is missing and run the command again; or forget this rebuild with `forgekeep \
+             rebuild {instance} --forget`, and begin a new one, which keeps what is there now"
+        ),
         E::OtherMounts { instance, .. } => format!(
             "mount as it was then and run the command again; or forget this rebuild with `forgekeep \
              rebuild {instance} --forget`, and begin a new one"

@@ -256,9 +256,65 @@ pub enum Error {
         /// The path to which it led.
         end: PathBuf,
     },
+    /// The restored configuration of an instance names another server than the present one.
+    #[error(
+        "the configuration of the snapshot names the {what} {target}, and that of this machine names \
+         {here}"
+    )]
+    OtherServer {
+        /// The kind of server.
+        what: &'static str,
+        /// Address in the snapshot.
+        target: String,
+        /// Address in the present configuration.
+        here: String,
+    },
+    /// A rebuild found another server than its earlier stages or calls did.
+    #[error("the {what} {now} is not the one with which the rebuild began ({then})")]
+    ServerChanged {
+        /// The kind of server.
+        what: &'static str,
+        /// Address of then.
+        then: String,
+        /// Address of now.
+        now: String,
+        /// Name of the instance.
+        instance: String,
+    },
+    /// A rebuild would change data of a server, and nobody agreed.
+    #[error("{}; a rebuild changes it", .0.join("; "))]
+    NeedsConsent(Vec<String>),
+    /// The server does not take the login that the restored configuration has.
+    #[error("the {what} {place} does not take the login of the snapshot's configuration: {reason}")]
+    LoginRefused {
+        /// The kind of server.
+        what: &'static str,
+        /// Address of the server.
+        place: String,
+        /// Message of the server.
+        reason: String,
+    },
+    /// A running server uses a directory that a rebuild would move.
+    #[error("{what} uses {}, which is in {}, and the rebuild would move it", place.displayed(), dir.displayed())]
+    InUse {
+        /// The server.
+        what: String,
+        /// Its directory.
+        place: PathBuf,
+        /// The directory that would be moved.
+        dir: PathBuf,
+    },
+    /// Data that an earlier call of a rebuild moved or restored is not there any more.
+    #[error("changed since the rebuild began: {reason}")]
+    MovedBack {
+        /// The change.
+        reason: String,
+        /// Name of the instance.
+        instance: String,
+    },
     /// File systems were mounted or unmounted since a rebuild began.
     #[error(
-        "mounted or unmounted since the rebuild began: {}",
+        "mounted, unmounted or replaced since the rebuild began: {}",
         changed.iter().map(|path| path.displayed()).collect::<Vec<_>>().join(", ")
     )]
     OtherMounts {

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// List of the kernel.
@@ -26,6 +27,62 @@ pub fn all() -> Result<Vec<MountPoint>> {
     let text = std::fs::read(path);
     let text = text.map_err(|source| Error::Read { path: path.to_owned(), source })?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(read).collect())
+}
+
+/// Returns the mount points that a process sees.
+pub fn of_process(process: u32) -> Result<Vec<MountPoint>> {
+    let path = PathBuf::from(format!("/proc/{process}/mountinfo"));
+    let text = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
+    Ok(text.split(|byte| *byte == b'\n').filter_map(read).collect())
+}
+
+/// Returns the numbers of all processes.
+pub fn processes() -> Vec<u32> {
+    let names = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Returns the mount points of all namespaces that this process may look at, its own first.
+pub fn of_all_namespaces() -> Result<Vec<MountPoint>> {
+    let mut seen = BTreeSet::new();
+    let mut found = all()?;
+    seen.extend(std::fs::read_link("/proc/self/ns/mnt").ok());
+    for process in processes() {
+        // Processes end, and some belong to others.
+        let Ok(namespace) = std::fs::read_link(format!("/proc/{process}/ns/mnt")) else { continue };
+        if seen.insert(namespace) {
+            found.extend(of_process(process).unwrap_or_default());
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the directories at or below a path without links that are mounted elsewhere, too. Such a
+/// mount follows a directory that is renamed. `mounts` are those of all namespaces, and `own` those of
+/// this process.
+pub fn seen_elsewhere(path: &Path, own: &[MountPoint], mounts: &[MountPoint]) -> Vec<PathBuf> {
+    let Some(place) = Place::of(path, own) else { return Vec::new() };
+    let followed = mounts.iter().filter(|mount| mount.device == place.device).filter_map(|mount| {
+        let inner = mount.root.strip_prefix(&place.path).ok()?;
+        let inner: PathBuf = path.join(inner).components().collect();
+        (mount.path != inner).then_some(inner)
+    });
+    let followed: BTreeSet<PathBuf> = followed.filter(|path| path.is_dir()).collect();
+    followed.into_iter().collect()
+}
+
+/// Returns a text by which a directory is known again as long as it exists, also after a restart of
+/// the machine: its number, and the time at which it was made or else the number of its file system.
+/// `None` for anything but a directory.
+pub fn identity(dir: &Path) -> Option<String> {
+    let metadata = dir.symlink_metadata().ok().filter(std::fs::Metadata::is_dir)?;
+    let made = metadata.created().ok();
+    let made = made.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let which = match made.filter(|time| !time.is_zero()) {
+        Some(made) => format!("made at {}", made.as_nanos()),
+        None => format!("on {:x}", rustix::fs::statvfs(dir).ok()?.f_fsid),
+    };
+    Some(format!("{} {which}", metadata.ino()))
 }
 
 /// Returns the paths of all mount points.
@@ -79,9 +136,17 @@ impl Place {
         Some(Place { device: mount.device.clone(), path: mount.root.join(inner) })
     }
 
+    /// Returns the path from `outer` to the place, if it is there or below.
+    pub fn below<'p>(&'p self, outer: &Place) -> Option<&'p Path> {
+        if self.device != outer.device {
+            return None;
+        }
+        self.path.strip_prefix(&outer.path).ok()
+    }
+
     /// Returns true if the place is `outer` or below it.
     pub fn is_within(&self, outer: &Place) -> bool {
-        self.device == outer.device && self.path.starts_with(&outer.path)
+        self.below(outer).is_some()
     }
 }
 

@@ -13,9 +13,11 @@ mod aside;
 mod databases;
 mod examine;
 mod files;
+mod in_use;
 mod part_links;
 mod record;
 mod roles;
+mod servers;
 mod services;
 
 pub use record::{Aside, Forgotten, Record, Stage};
@@ -31,7 +33,9 @@ use crate::settings::Settings;
 use crate::view::shown;
 use databases::Loader;
 use files::Files;
-use record::Losses;
+use record::{Losses, Mounts};
+use servers::Targets;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::entry::display_path;
@@ -67,6 +71,10 @@ pub struct Job<'a> {
     pub sample: usize,
     /// True if nothing is changed.
     pub is_dry: bool,
+    /// True if the admin agrees to changes of data that this machine or its servers have.
+    pub is_consented: bool,
+    /// Addresses of servers that may be changed though this machine's configuration names others.
+    pub servers: &'a [String],
 }
 
 /// Result of a rebuild.
@@ -96,12 +104,14 @@ struct Rebuild<'a, 's> {
     record: &'a mut Record,
     say: Say<'s>,
     outcome: Outcome,
+    targets: Targets,
 }
 
 /// Rebuilds the instance. The record is removed by [`Record::close`] once the caller has reported the
 /// outcome.
 pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outcome> {
-    let mut rebuild = Rebuild { job, record, say, outcome: Outcome::default() };
+    let mut rebuild =
+        Rebuild { job, record, say, outcome: Outcome::default(), targets: Targets::default() };
     rebuild.run()?;
     let Rebuild { mut outcome, record, .. } = rebuild;
     // Those of an earlier call count as well.
@@ -169,8 +179,12 @@ impl Rebuild<'_, '_> {
         if self.record.is_done(Stage::Stop) && !self.record.is_done(Stage::Start) && !job.is_dry {
             // The machine may have restarted since.
             self.stop_again(&rebuilding)?;
+            self.expect_mounts_stopped(&[&first, &rest])?;
         }
-        self.stage(Stage::Stop, |rebuild| rebuild.stop(&rebuilding))?;
+        self.stage(Stage::Stop, |rebuild| {
+            rebuild.stop(&rebuilding)?;
+            rebuild.expect_mounts_stopped(&[&first, &rest])
+        })?;
         self.stage(Stage::Files, |rebuild| rebuild.files(Stage::Files, &rest))?;
         self.stage(Stage::Databases, Rebuild::databases)?;
         self.stage(Stage::Redis, |rebuild| rebuild.redis(&rebuilding))?;
@@ -189,10 +203,19 @@ impl Rebuild<'_, '_> {
         }
         self.stage(Stage::Checks, Rebuild::examine)?;
         self.outcome.checks.extend(lost(self.record.losses()));
+        self.outcome.checks.extend(self.hidden());
         let plan = self.plan().map(|(plan, _)| plan);
         let supervisor = plan.ok().and_then(|plan| plan.control.supervisor().cloned());
         let rake = supervisor.map_or_else(String::new, |supervisor| supervisor.shown());
         let rake = rake.replace("gitlab-ctl", "gitlab-rake");
+        let own = files::of_machine(job);
+        if !own.is_empty() {
+            self.outcome.left.push(format!(
+                "compare files that belong to this machine, and that were left alone, with those of the \
+                 snapshot: {}",
+                shown_paths(&own)
+            ));
+        }
         let left = rebuilding.left.iter().map(|line| line.replace("{rake}", &rake));
         self.outcome.left.extend(left);
         Ok(())
@@ -312,24 +335,18 @@ impl Rebuild<'_, '_> {
             let check = Check::new("accounts", Verdict::Warning, text);
             self.outcome.checks.push(check.with_examples(foreign).with_hint(hint));
         }
-        let mounts = files::mounts_of(job, &[first, rest])?;
-        match self.record.mounts().filter(|_| self.record.is_continued) {
-            Some(known) if *known != mounts => {
-                // What was moved or restored is on the file system of then.
-                let changed: Vec<&PathBuf> = known.symmetric_difference(&mounts).collect();
-                // The one around it is only the next that holds the path.
-                let is_inner = |path: &&PathBuf| {
-                    !changed.iter().any(|other| other != path && other.starts_with(path))
-                };
-                let changed = changed.iter().copied().filter(is_inner).cloned().collect();
-                return Err(Error::OtherMounts { changed, instance: job.instance.into() });
-            }
-            _ => self.record.set_mounts(mounts),
-        }
+        self.expect_mounts(&[first, rest])?;
         files::expect_replaceable(job, &[first, rest])?;
         files::expect_writable(job, &[first, rest], &planned)?;
-        if !self.record.is_done(Stage::Databases) {
-            self.expect_server(rebuilding)?;
+        if self.record.is_continued && !self.record.is_done(Stage::Start) {
+            aside::expect_moved(self.record)
+                .map_err(|reason| Error::MovedBack { reason, instance: job.instance.into() })?;
+        }
+        if self.record.is_continued && !job.is_dry && self.record.is_done(Stage::Configure) {
+            self.look_for_databases()?;
+        }
+        if !self.record.is_done(Stage::Databases) || !self.record.is_done(Stage::Redis) {
+            self.expect_servers(rebuilding, first, &planned)?;
         }
         if job.manifest.services.is_empty() && rebuilding.up.is_empty() {
             (self.say)(Stage::Preconditions, "no services are known");
@@ -337,40 +354,73 @@ impl Rebuild<'_, '_> {
         Ok(())
     }
 
-    /// Fails if the database server is too old, or lacks extensions. A server that the product starts
-    /// itself need not answer yet.
-    fn expect_server(&mut self, rebuilding: &Rebuilding) -> Result<()> {
-        let job = self.job;
-        if job.manifest.databases.is_empty() {
+    /// Fails if other file systems are mounted than when the rebuild began.
+    fn expect_mounts(&mut self, all: &[&Files]) -> Result<()> {
+        let mounts = files::mounts_of(self.job, all)?;
+        if !self.record.is_continued {
+            self.record.set_mounts(mounts);
             return Ok(());
         }
-        let plan = self.plan().ok().map(|(plan, _)| plan);
-        let Some(server) = plan.as_ref().and_then(|plan| plan.postgres.as_ref()) else {
-            // The configuration of the snapshot may name it.
-            let may_be_known = plan.is_none() || !rebuilding.first.is_empty();
-            return if may_be_known { Ok(()) } else { Err(self.wrong(NO_SERVER.into())) };
+        let Some(known) = self.record.mounts() else { return Ok(()) };
+        // The admin's commands may have unmounted some.
+        let is_of_stop = match self.record.mounts_stopped() {
+            Some(stopped) => *stopped == mounts,
+            None => {
+                self.record.ran_stop_commands()
+                    && mounts.iter().all(|(path, system)| known.get(path) == Some(system))
+            }
         };
-        let root = job.snapshot.root.chunk();
-        match Loader::connect(job.store, root, server, job.manifest, job.scratch) {
-            Ok((loader, _)) => job.manifest.databases.iter().try_for_each(|dumped| {
-                loader.expect_extensions(dumped)?;
-                loader.expect_locales(dumped)
-            }),
-            // The configuration of the snapshot may be what the server needs.
-            Err(error)
-                if !rebuilding.first.is_empty()
-                    && !matches!(
-                        error,
-                        Error::OlderServer { .. } | Error::MayNotCreate { .. } | Error::Standby
-                    )
-                    && !error.is_interrupted() =>
-            {
-                let text = format!("the database server does not answer yet: {error}");
-                (self.say)(Stage::Preconditions, &text);
+        match *known == mounts || is_of_stop {
+            true => Ok(()),
+            // What was moved or restored is on the file system of then.
+            false => Err(self.other_mounts(known, &mounts)),
+        }
+    }
+
+    /// Fails if file systems are mounted now that were not when services had been stopped first.
+    fn expect_mounts_stopped(&mut self, all: &[&Files]) -> Result<()> {
+        if self.job.is_dry || self.record.is_done(Stage::Start) {
+            return Ok(());
+        }
+        let mounts = files::mounts_of(self.job, all)?;
+        match self.record.mounts_stopped() {
+            Some(known) if *known != mounts => Err(self.other_mounts(known, &mounts)),
+            Some(_) => Ok(()),
+            None => {
+                self.record.set_mounts_stopped(mounts);
                 Ok(())
             }
-            Err(error) => Err(error),
         }
+    }
+
+    fn other_mounts(&self, known: &Mounts, mounts: &Mounts) -> Error {
+        let all = known.keys().chain(mounts.keys());
+        let changed: BTreeSet<&PathBuf> =
+            all.filter(|path| known.get(*path) != mounts.get(*path)).collect();
+        // The one around it is only the next that holds the path.
+        let is_inner = |path: &&PathBuf| {
+            !changed.iter().any(|other| *other != *path && other.starts_with(path))
+        };
+        let changed = changed.iter().copied().filter(is_inner).cloned().collect();
+        Error::OtherMounts { changed, instance: self.job.instance.into() }
+    }
+
+    /// Returns a check of file systems that services unmounted while files were restored.
+    fn hidden(&self) -> Option<Check> {
+        let (known, stopped) = (self.record.mounts()?, self.record.mounts_stopped()?);
+        let hidden = known.keys().filter(|path| !stopped.contains_key(*path));
+        let hidden: Vec<PathBuf> = hidden.cloned().collect();
+        if hidden.is_empty() {
+            return None;
+        }
+        let text = format!(
+            "unmounted by the commands that stop services: {}; what the snapshot has there was \
+             restored to the directory below",
+            shown_paths(&hidden)
+        );
+        let hint = "unmount it once more, and copy what the directory has to the file system; or keep \
+                    it mounted while services are stopped, and rebuild once more";
+        Some(Check::new("mounts", Verdict::Failed, text).with_hint(hint))
     }
 
     fn files(&mut self, stage: Stage, files: &Files) -> Result<()> {
@@ -380,6 +430,23 @@ impl Rebuild<'_, '_> {
             return Ok(());
         }
         let planned = files.asides(job, self.record.suffix())?;
+        if !self.record.is_begun(stage) {
+            let skipped = files.skipped_files(job, &planned, NAMED + 1)?;
+            if !skipped.is_empty() {
+                let more = if skipped.len() > NAMED { " and more" } else { "" };
+                let names: Vec<String> =
+                    skipped.iter().take(NAMED).map(|path| shown(path)).collect();
+                let text = format!(
+                    "excluded files, which the snapshot lacks, move with their directories; copy those \
+                     that are needed back: {}{more}",
+                    names.join(", ")
+                );
+                (self.say)(stage, &text);
+                if !job.is_dry {
+                    self.record.leave(&text)?;
+                }
+            }
+        }
         if job.is_dry {
             for aside in &planned {
                 let text = format!("would move {} to {}", shown(&aside.from), shown(&aside.to));
@@ -400,9 +467,11 @@ impl Rebuild<'_, '_> {
         let is_begun = self.record.is_begun(stage);
         let new = planned.into_iter().filter(|aside| !is_begun && !is_known(&aside.from)).collect();
         self.record.begin(stage, new)?;
+        in_use::expect_unused(self.record.aside(), in_use::Servers::All)?;
         aside::carry_out(self.record, job.store.observer().progress())?;
         let links = files.lacking_links(job)?;
         let (text, losses) = files.restore(job)?;
+        self.record.restored()?;
         (self.say)(stage, &text);
         for link in links {
             let (path, end) = (shown(&link.path), shown(&link.end));
@@ -439,28 +508,33 @@ impl Rebuild<'_, '_> {
             (self.say)(Stage::Databases, "the snapshot has none");
             return Ok(());
         }
-        let plan = match self.plan() {
-            Ok((plan, _)) => plan,
-            Err(error) if job.is_dry && !error.is_interrupted() => {
-                (self.say)(Stage::Databases, &format!("the server is not known yet: {error}"));
+        let server = match job.is_dry {
+            true => self.targets.postgres.clone(),
+            false => self.plan()?.0.postgres,
+        };
+        let Some(server) = &server else {
+            if job.is_dry && !kind(job)?.rebuilding().first.is_empty() {
+                (self.say)(Stage::Databases, "the server is not known yet");
                 return Ok(());
             }
-            Err(error) => return Err(error),
-        };
-        let Some(server) = &plan.postgres else {
             return Err(self.wrong(NO_SERVER.into()));
         };
+        let address = server.shown();
         let root = job.snapshot.root.chunk();
         let connected = Loader::connect(job.store, root, server, job.manifest, job.scratch);
         let (loader, version) = match connected {
             // It may start only with the configuration of the snapshot.
             Err(error) if job.is_dry && !error.is_interrupted() => {
-                (self.say)(Stage::Databases, &format!("the server does not answer yet: {error}"));
+                let text = format!("the server {address} does not answer yet: {error}");
+                (self.say)(Stage::Databases, &text);
                 return Ok(());
             }
             connected => connected?,
         };
-        (self.say)(Stage::Databases, &format!("PostgreSQL {version}"));
+        (self.say)(Stage::Databases, &format!("server {address}, PostgreSQL {version}"));
+        if !job.is_dry {
+            self.expect_loadable(&loader, server)?;
+        }
         let roles = loader.roles()?;
         for (text, roles) in [
             ("would create", roles.as_ref().map(|roles| &roles.created)),

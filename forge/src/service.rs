@@ -36,6 +36,11 @@ impl Reach {
         Command::new(words.chain(rest.into_iter().map(Into::into))).by(self.user.as_deref())
     }
 
+    /// Returns the name of the container with a colon after it; nothing without one.
+    pub fn place(&self) -> String {
+        self.into.last().map(|name| format!("{name}:")).unwrap_or_default()
+    }
+
     /// User that runs the clients, if set: inside the container if they run in one.
     pub fn runs_as(&self) -> Option<&str> {
         let option = self.into.iter().position(|word| word == "--user");

@@ -49,14 +49,19 @@ pub struct Rebuild {
     /// Print the steps without changing anything
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Rename data that this machine already has of the instance
+    /// Rename data that this machine already has of the instance, also on its database server, and
+    /// empty a Redis that has keys
     #[arg(long)]
     yes: bool,
+    /// Address of a database server or a Redis that the rebuild may change though the configuration of
+    /// this machine names another one, as the error message writes it
+    #[arg(long, value_name = "ADDRESS")]
+    server: Vec<String>,
     /// Rebuild from a snapshot that is not complete. The exit code is then 3
     #[arg(long)]
     incomplete: bool,
     /// Forget an unfinished rebuild. Everything stays as it is
-    #[arg(long, conflicts_with_all = ["snapshot", "dry_run", "yes", "incomplete"])]
+    #[arg(long, conflicts_with_all = ["snapshot", "dry_run", "yes", "server", "incomplete"])]
     forget: bool,
     /// Number of repositories to examine at the end
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
@@ -184,6 +189,8 @@ impl Rebuild {
             scratch: &self.scratch,
             sample: self.sample,
             is_dry: self.dry_run,
+            is_consented: self.yes,
+            servers: &self.server,
         };
         let at = local_time(snapshot.start.into());
         let begin = if record.is_continued { "continuing the rebuild from" } else { "from" };

@@ -23,7 +23,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 
 /// Returns true if an entry of a directory that stays is not moved: its file system needs it, or an
 /// earlier rebuild made it.
-fn is_kept(name: &OsStr) -> bool {
+pub fn is_kept(name: &OsStr) -> bool {
     name == LOST_AND_FOUND || set_aside::is_name(name)
 }
 
@@ -73,6 +73,35 @@ pub fn spared_below(
                 } else {
                     dirs.push((item.path(), known));
                 }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns files below a path that the backup skipped, without those in skipped directories, up to
+/// `count_max`. The snapshot calls the path `known`.
+pub fn skipped_files(
+    path: &Path,
+    known: &Path,
+    spared: &Spared,
+    count_max: usize,
+    progress: &Progress,
+) -> Result<Vec<PathBuf>> {
+    let (mut found, mut dirs) = (Vec::new(), vec![(path.to_owned(), known.to_owned())]);
+    while let Some((dir, known)) = dirs.pop() {
+        progress.check()?;
+        for item in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let known = known.join(item.file_name());
+            let is_skipped = spared.covers(&tree_path(&known));
+            match item.file_type().is_ok_and(|kind| kind.is_dir()) {
+                true if is_skipped || is_kept(&item.file_name()) => {}
+                true => dirs.push((item.path(), known)),
+                false if is_skipped => found.push(item.path()),
+                false => {}
+            }
+            if found.len() >= count_max {
+                return Ok(found);
             }
         }
     }
@@ -130,7 +159,7 @@ fn add(
         }
     }
     let (from, is_mount) = (path.to_owned(), stays);
-    planned.push(Aside { from, to, is_mount, fixed: fixed_names, is_done: false });
+    planned.push(Aside { from, to, is_mount, fixed: fixed_names, ..Aside::default() });
     inner.iter().try_for_each(|path| add(path, fixed, suffix, progress, planned))
 }
 
@@ -163,8 +192,13 @@ pub fn carry_out(record: &mut Record, progress: &Progress) -> Result<()> {
         let aside = record.aside()[at].clone();
         if !aside.is_done {
             let failed = |source| Error::Write { path: aside.from.clone(), source };
+            let moved = mounts::identity(&aside.from).filter(|_| !aside.is_mount);
             make_way(&aside).map_err(failed)?;
-            record.moved(at)?;
+            // One that was moved entry by entry is another directory now.
+            record.moved(
+                at,
+                moved.filter(|moved| mounts::identity(&aside.to).as_ref() == Some(moved)),
+            )?;
         }
     }
     Ok(())
@@ -264,6 +298,29 @@ pub fn has_content(top: &Path, kept: &[PathBuf], progress: &Progress) -> Result<
     Ok(false)
 }
 
+/// Fails if somebody has moved back, or replaced, what earlier calls moved or restored.
+pub fn expect_moved(record: &Record) -> std::result::Result<(), String> {
+    for aside in record.aside().iter().filter(|aside| aside.is_done) {
+        let Aside { from, to, moved, restored, .. } = aside;
+        let here = mounts::identity(from);
+        let is_moved_back = !aside.is_mount && moved.is_some() && here == *moved;
+        let is_replaced = restored.is_some() && here != *restored;
+        // Whoever deletes what was kept leaves what was restored.
+        let is_lost = to.symlink_metadata().is_err() && (restored.is_none() || is_replaced);
+        if is_moved_back || is_lost {
+            return Err(format!(
+                "{} was kept as {}, which has moved or is gone",
+                shown(from),
+                shown(to)
+            ));
+        }
+        if is_replaced {
+            return Err(format!("{} is not the directory that was restored", shown(from)));
+        }
+    }
+    Ok(())
+}
+
 /// Fails if a path that must stay is within one that is moved, whatever the mounts that lead there.
 pub fn expect_apart(asides: &[Aside], kept: &[(&str, &Path)]) -> Result<()> {
     let mounts = mounts::all()?;
@@ -339,13 +396,7 @@ mod tests {
         for name in ["moved", "new"] {
             std::fs::write(to.join("a").join(name), "old").expect("writes");
         }
-        let aside = Aside {
-            from: data.clone(),
-            to: to.clone(),
-            is_mount: false,
-            fixed: Vec::new(),
-            is_done: false,
-        };
+        let aside = Aside { from: data.clone(), to: to.clone(), ..Aside::default() };
         make_way(&aside).expect("moves the rest");
         let read = |path: PathBuf| std::fs::read_to_string(path).expect("reads");
         assert_eq!(read(to.join("a/b/left")), "left");
@@ -418,7 +469,7 @@ mod tests {
     fn a_store_within_moved_data_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let (to, from) = (dir.path().with_extension("old"), dir.path().to_owned());
-        let asides = [Aside { from, to, is_mount: false, fixed: Vec::new(), is_done: false }];
+        let asides = [Aside { from, to, ..Aside::default() }];
         let store = dir.path().join("store");
         let error = expect_apart(&asides, &[("the store", &store)]).expect_err("refused");
         assert!(error.to_string().contains("the store"), "{error}");

@@ -143,6 +143,44 @@ impl<'a> Loader<'a> {
         Ok(Loaded::parse(&output))
     }
 
+    /// Returns the number of a database (oid); `None` if there is none of this name.
+    pub fn number(&self, name: &str) -> Result<Option<u64>> {
+        number(&mut self.server.connect(MAINTENANCE, self.progress)?, name)
+    }
+
+    /// Returns the databases with content that have a name of the snapshot's, and that the rebuild did
+    /// not make.
+    pub fn foreign(&self, record: &Record) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Content {
+            has: bool,
+        }
+        let mut foreign = Vec::new();
+        for Dumped { name, .. } in &self.manifest.databases {
+            let number = self.number(name)?;
+            let made = record.loading(name).and_then(|known| known.made);
+            if number.is_none() || number == made {
+                continue;
+            }
+            let query = "select exists (select from pg_class c join pg_namespace n \
+                         on n.oid = c.relnamespace where n.nspname !~ '^pg_' \
+                         and n.nspname <> 'information_schema' and c.relkind in ('r', 'p', 'm', 'f', 'v', 'S') \
+                         and not exists (select from pg_depend d where d.deptype = 'e' \
+                         and d.classid = 'pg_class'::regclass and d.objid = c.oid)) as has";
+            let asked = self
+                .server
+                .connect(name, self.progress)
+                .and_then(|mut connection| connection.one::<Content>(query));
+            match asked {
+                Ok(Content { has: false }) => {}
+                Err(error) if error.is_interrupted() => return Err(error),
+                // Nobody knows what a database has that lets nobody in.
+                Ok(_) | Err(_) => foreign.push(name.clone()),
+            }
+        }
+        Ok(foreign)
+    }
+
     /// Returns true if a database exists.
     pub fn has(&self, name: &str) -> Result<bool> {
         has(&mut self.server.connect(MAINTENANCE, self.progress)?, name)

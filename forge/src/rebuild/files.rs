@@ -2,7 +2,7 @@
 
 use super::aside;
 use super::part_links::{self, PartLink};
-use super::record::{Aside, Losses};
+use super::record::{Aside, Losses, Mounts};
 use super::{Job, shown_paths};
 use crate::error::{Error, Result};
 use crate::kind::Site;
@@ -38,6 +38,33 @@ use store::tree::{Lookup, TreeReader};
 const OF_KIND: &str = "owners of the kind";
 /// Part with the host keys of sshd. The other files of the directory are settings of this machine.
 const SSH: &str = "ssh-host-keys";
+/// End of the names of parts with files that a configuration names.
+const NAMED_FILES: &str = "named-files";
+/// Files and directories that belong to a machine, below its root.
+const OF_MACHINE: [&str; 22] = [
+    "etc/adjtime",
+    "etc/crypttab",
+    "etc/fstab",
+    "etc/group",
+    "etc/gshadow",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/localtime",
+    "etc/machine-id",
+    "etc/mtab",
+    "etc/netplan",
+    "etc/network",
+    "etc/os-release",
+    "etc/passwd",
+    "etc/resolv.conf",
+    "etc/shadow",
+    "etc/sudoers",
+    "etc/sudoers.d",
+    "etc/systemd",
+    "etc/timezone",
+    "usr/lib/os-release",
+    "var/lib/dbus/machine-id",
+];
 /// Space that a file or directory takes besides its content, in bytes.
 const ENTRY_BYTES: u64 = 4096;
 
@@ -73,6 +100,8 @@ impl Files {
                     let names = keys.map(|entry| absolute(&entry.path));
                     paths.extend(names);
                     paths.extend(is_file(job, path).then(|| path.clone()));
+                } else if is_of_machine(job, part, path) {
+                    continue;
                 } else if TreeReader::within(&root, &path_in_tree, job.store).next().is_some() {
                     paths.push(path.clone());
                 }
@@ -126,24 +155,41 @@ impl Files {
         shown_paths(&self.paths)
     }
 
+    /// Returns files of this machine that the backup skipped and that move with a directory, up to
+    /// `count_max`.
+    pub fn skipped_files(
+        &self,
+        job: &Job<'_>,
+        planned: &[Aside],
+        count_max: usize,
+    ) -> Result<Vec<PathBuf>> {
+        let Some(spared) = spared(job)? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for path in &self.paths {
+            let real = place(job, path)?;
+            let is_moved = planned.iter().any(|aside| aside.from.starts_with(&real));
+            if is_moved && found.len() < count_max {
+                let left = count_max - found.len();
+                let progress = job.store.observer().progress();
+                found.extend(aside::skipped_files(&real, path, &spared, left, progress)?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Returns what is at the paths now and has to move.
     pub fn asides(&self, job: &Job<'_>, suffix: &str) -> Result<Vec<Aside>> {
         let progress = job.store.observer().progress();
-        let named = job.snapshot.paths.iter().map(|path| tree_path(&absolute(path)));
-        // A product makes again what its kind skips.
-        let is_product = crate::kind::find(&job.manifest.kind).is_none_or(|kind| kind.is_product());
-        let excluded = excluded_by_settings(job)?;
-        let skips_nothing = is_product && excluded.is_empty();
-        let spared = match is_product {
-            true => excluded.into(),
-            false => Spared::of(&job.snapshot.excludes, &job.snapshot.skipped, named)?,
-        };
+        let spared = spared(job)?;
         let volumes = volumes(job);
+        let (own, all) = (mounts::all()?, mounts::of_all_namespaces()?);
         let plan = |path: &PathBuf| {
             let real = place(job, path)?;
-            let kept = match skips_nothing {
-                true => Vec::new(),
-                false => aside::spared_below(&real, path, &spared, progress)?,
+            let followed = mounts::seen_elsewhere(&real, &own, &all);
+            let volumes: Vec<PathBuf> = volumes.iter().cloned().chain(followed).collect();
+            let kept = match &spared {
+                None => Vec::new(),
+                Some(spared) => aside::spared_below(&real, path, spared, progress)?,
             };
             aside::plan(&real, suffix, &kept, &volumes, progress)
         };
@@ -242,6 +288,35 @@ impl Files {
     }
 }
 
+/// Returns files of this machine that a configuration reads, and that stay as they are.
+pub fn of_machine(job: &Job<'_>) -> Vec<PathBuf> {
+    let paths =
+        job.manifest.parts.iter().flat_map(|part| part.paths.iter().map(move |path| (part, path)));
+    let own = paths.filter(|(part, path)| is_of_machine(job, part, path));
+    own.map(|(_, path)| path.clone()).collect()
+}
+
+/// Returns true for a file of the system that a configuration only reads: that of another machine
+/// would keep this one from its name or its disks.
+fn is_of_machine(job: &Job<'_>, part: &Part, path: &Path) -> bool {
+    let Ok(inner) = path.strip_prefix(&job.settings.root) else { return false };
+    part.name.ends_with(NAMED_FILES) && OF_MACHINE.iter().any(|known| inner.starts_with(known))
+}
+
+/// Restores the paths of some files below a directory, for a look at them.
+pub fn restore_below(job: &Job<'_>, all: &[&Files], dir: &Path) -> Result<()> {
+    let patterns = all.iter().flat_map(|files| &files.paths).map(|path| escape(path));
+    let patterns: Vec<Vec<u8>> = patterns.collect();
+    if patterns.is_empty() {
+        return Ok(());
+    }
+    let include = Globs::new(patterns.iter().map(Vec::as_slice))?;
+    let root = job.snapshot.root.chunk();
+    let options = Options { include, ..options(job)? };
+    store::restore::restore(job.store, &root, b"", dir, &options)?;
+    Ok(())
+}
+
 /// Restores a file under another path. Another file of its old name there must have moved.
 pub fn restore_as(job: &Job<'_>, from: &Path, to: &Path) -> Result<(String, Losses)> {
     let (Some(dir), Some(name)) = (to.parent(), from.file_name()) else {
@@ -279,6 +354,18 @@ fn options(job: &Job<'_>) -> Result<Options> {
         ends_at_write_errors: true,
         is_dry: false,
     })
+}
+
+/// Returns what the backup skipped and a rebuild leaves in place; `None` if that is nothing.
+fn spared(job: &Job<'_>) -> Result<Option<Spared>> {
+    // A product makes again what its kind skips.
+    let is_product = crate::kind::find(&job.manifest.kind).is_none_or(|kind| kind.is_product());
+    if is_product {
+        let excluded = excluded_by_settings(job)?;
+        return Ok((!excluded.is_empty()).then(|| excluded.into()));
+    }
+    let named = job.snapshot.paths.iter().map(|path| tree_path(&absolute(path)));
+    Ok(Some(Spared::of(&job.snapshot.excludes, &job.snapshot.skipped, named)?))
 }
 
 /// Returns the patterns of the configuration, with which the admin keeps data of a product out of
@@ -427,7 +514,7 @@ pub fn expect_writable(job: &Job<'_>, all: &[&Files], planned: &[Aside]) -> Resu
 }
 
 /// Returns the mount points that hold the paths, and those below the paths.
-pub fn mounts_of(job: &Job<'_>, all: &[&Files]) -> Result<BTreeSet<PathBuf>> {
+pub fn mounts_of(job: &Job<'_>, all: &[&Files]) -> Result<Mounts> {
     let mounts = mounts::paths()?;
     let mut found = BTreeSet::new();
     for path in all.iter().flat_map(|files| &files.paths) {
@@ -436,7 +523,7 @@ pub fn mounts_of(job: &Job<'_>, all: &[&Files]) -> Result<BTreeSet<PathBuf>> {
         found.extend(mounts.iter().rfind(|mount| real.starts_with(mount)).cloned());
         found.extend(mounts.iter().filter(|mount| mount.starts_with(&real)).cloned());
     }
-    Ok(found)
+    Ok(found.into_iter().map(|path| (path.clone(), mounts::identity(&path))).collect())
 }
 
 /// Fails if a file that is a mount point would have to be replaced by one with other content.

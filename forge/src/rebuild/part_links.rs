@@ -127,7 +127,7 @@ impl PartLink {
             return Err(Error::InPlaceOfLink { link: path, end: self.end.clone() });
         }
         let to = aside::free_name(&path, suffix, false);
-        Ok(Some(Aside { from: path, to, is_mount: false, fixed: Vec::new(), is_done: false }))
+        Ok(Some(Aside { from: path, to, ..Aside::default() }))
     }
 }
 

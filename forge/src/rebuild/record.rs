@@ -6,9 +6,11 @@
 use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::file;
+use crate::mounts;
+use crate::service::postgres::Identity;
 use crate::service::redis::Saved;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -90,7 +92,7 @@ impl Stage {
 }
 
 /// Something of this machine that is moved out of the way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aside {
     /// Its path.
     pub from: PathBuf,
@@ -102,6 +104,12 @@ pub struct Aside {
     pub fixed: Vec<String>,
     /// True once it was moved.
     pub is_done: bool,
+    /// Identity of the directory that was renamed.
+    #[serde(default)]
+    pub moved: Option<String>,
+    /// Identity of the directory that was restored in its place.
+    #[serde(default)]
+    pub restored: Option<String>,
 }
 
 /// Numbers of paths that could not be restored completely.
@@ -146,6 +154,9 @@ pub struct Loading {
     pub is_loaded: bool,
 }
 
+/// Mount points with the identities of their directories; `None` for a file.
+pub type Mounts = BTreeMap<PathBuf, Option<String>>;
+
 /// Progress of a rebuild.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct State {
@@ -156,9 +167,21 @@ struct State {
     suffix: String,
     /// Stages whose moves are recorded.
     begun: Vec<Stage>,
-    /// Mount points at, above and below the restored paths.
+    /// Mount points at, above and below the restored paths, with the identities of their directories.
     #[serde(default)]
-    mounts: Option<BTreeSet<PathBuf>>,
+    mounts: Option<Mounts>,
+    /// The same after services were stopped.
+    #[serde(default)]
+    mounts_stopped: Option<Mounts>,
+    /// True if the admin agreed to changes of data that was here.
+    #[serde(default)]
+    is_consented: bool,
+    /// The database server, once it is known.
+    #[serde(default)]
+    server: Option<Identity>,
+    /// Address of Redis, once it is known.
+    #[serde(default)]
+    redis: Option<String>,
     done: Vec<Stage>,
     /// Services that were stopped and must start again.
     stopped: Vec<String>,
@@ -173,6 +196,9 @@ struct State {
     /// Files of a Redis that ran before it was stopped.
     #[serde(default)]
     queue: Option<Saved>,
+    /// Start of the names of its append-only files.
+    #[serde(default)]
+    queue_log: Option<String>,
     /// File that Redis must read when it starts.
     #[serde(default)]
     restored_queue: Option<PathBuf>,
@@ -222,6 +248,10 @@ impl Record {
             suffix: suffix.to_owned(),
             begun: Vec::new(),
             mounts: None,
+            mounts_stopped: None,
+            is_consented: false,
+            server: None,
+            redis: None,
             done: Vec::new(),
             stopped: Vec::new(),
             ran_stop_commands: false,
@@ -230,6 +260,7 @@ impl Record {
             aside: Vec::new(),
             databases: Vec::new(),
             queue: None,
+            queue_log: None,
             restored_queue: None,
             checks: Vec::new(),
             left: Vec::new(),
@@ -278,13 +309,65 @@ impl Record {
     }
 
     /// Returns the mount points of an unfinished rebuild.
-    pub fn mounts(&self) -> Option<&BTreeSet<PathBuf>> {
+    pub fn mounts(&self) -> Option<&Mounts> {
         self.state.mounts.as_ref()
     }
 
     /// Sets the mount points, which are written with the next change.
-    pub fn set_mounts(&mut self, mounts: BTreeSet<PathBuf>) {
+    pub fn set_mounts(&mut self, mounts: Mounts) {
         self.state.mounts = Some(mounts);
+    }
+
+    /// Returns the mount points after services were stopped.
+    pub fn mounts_stopped(&self) -> Option<&Mounts> {
+        self.state.mounts_stopped.as_ref()
+    }
+
+    /// Sets the mount points after services were stopped, which are written with the next change.
+    pub fn set_mounts_stopped(&mut self, mounts: Mounts) {
+        self.state.mounts_stopped = Some(mounts);
+    }
+
+    /// Returns true if the admin agreed in an earlier call, or does so now.
+    pub fn is_consented(&self) -> bool {
+        self.state.is_consented
+    }
+
+    /// Sets that the admin agrees, which is written with the next change.
+    pub fn consent(&mut self) {
+        self.state.is_consented = true;
+    }
+
+    /// Returns the database server on which the rebuild began.
+    pub fn server(&self) -> Option<&Identity> {
+        self.state.server.as_ref()
+    }
+
+    /// Sets the database server, which is written with the next change. Nothing of what was loaded
+    /// into another one counts.
+    pub fn set_server(&mut self, server: Identity) {
+        if self.state.server.as_ref().is_some_and(|known| !known.is_same(&server)) {
+            for database in &mut self.state.databases {
+                (database.made, database.is_loaded) = (None, false);
+            }
+            self.reopen(Stage::Databases);
+        }
+        self.state.server = Some(server);
+    }
+
+    /// Returns the address of the Redis with which the rebuild began.
+    pub fn redis(&self) -> Option<&str> {
+        self.state.redis.as_deref()
+    }
+
+    /// Sets the address of Redis, which is written with the next change.
+    pub fn set_redis(&mut self, address: String) {
+        self.state.redis = Some(address);
+    }
+
+    /// Makes a stage to be done again, which is written with the next change.
+    pub fn reopen(&mut self, stage: Stage) {
+        self.state.done.retain(|done| *done != stage);
     }
 
     /// Returns true if a stage began: what is at the paths of its files may be restored data.
@@ -301,9 +384,18 @@ impl Record {
         self.write()
     }
 
-    /// Records that something was moved.
-    pub fn moved(&mut self, at: usize) -> Result<()> {
-        self.state.aside[at].is_done = true;
+    /// Records that something was moved, with the identity of a renamed directory.
+    pub fn moved(&mut self, at: usize, moved: Option<String>) -> Result<()> {
+        let aside = &mut self.state.aside[at];
+        (aside.is_done, aside.moved) = (true, moved);
+        self.write()
+    }
+
+    /// Records the directories that were restored where others were.
+    pub fn restored(&mut self) -> Result<()> {
+        for aside in &mut self.state.aside {
+            aside.restored = aside.restored.take().or_else(|| mounts::identity(&aside.from));
+        }
         self.write()
     }
 
@@ -364,9 +456,15 @@ impl Record {
         self.state.queue.as_ref()
     }
 
-    /// Records the files of Redis before it is stopped.
-    pub fn set_queue(&mut self, files: Saved) -> Result<()> {
-        self.state.queue = Some(files);
+    /// Returns the start of the names of its append-only files.
+    pub fn queue_log(&self) -> Option<&str> {
+        self.state.queue_log.as_deref()
+    }
+
+    /// Records the files of Redis before it is stopped, and the start of the names of its append-only
+    /// files.
+    pub fn set_queue(&mut self, files: Saved, log: Option<String>) -> Result<()> {
+        (self.state.queue, self.state.queue_log) = (Some(files), log);
         self.write()
     }
 
@@ -479,15 +577,9 @@ mod tests {
         record.finish(Stage::Configuration).expect("writes");
         record.will_stop(&["puma".into()]).expect("writes");
         record.will_stop(&["puma".into(), "sidekiq".into()]).expect("writes");
-        let aside = Aside {
-            from: "/a".into(),
-            to: "/a.before-1".into(),
-            is_mount: false,
-            fixed: Vec::new(),
-            is_done: false,
-        };
+        let aside = Aside { from: "/a".into(), to: "/a.before-1".into(), ..Aside::default() };
         record.begin(Stage::Files, vec![aside]).expect("writes");
-        record.moved(0).expect("writes");
+        record.moved(0, None).expect("writes");
         let name = || "main".to_owned();
         let loading = Loading { name: name(), made: Some(7), ..Loading::default() };
         record.set_loading(loading).expect("writes");

@@ -130,7 +130,10 @@ impl Rebuild<'_, '_> {
     fn note_queue(&mut self, plan: &Plan) -> Result<()> {
         match &plan.redis {
             Some(redis) if self.record.queue().is_none() => match self.queue_here(redis)? {
-                Some(files) => self.record.set_queue(files),
+                Some(files) => {
+                    let log = redis.log_name(self.job.store.observer().progress()).ok().flatten();
+                    self.record.set_queue(files, log)
+                }
                 None => Ok(()),
             },
             _ => Ok(()),
@@ -165,7 +168,8 @@ impl Rebuild<'_, '_> {
             Err(error) if job.is_dry && !error.is_interrupted() => return Ok(()),
             Err(error) => return Err(error),
         };
-        let Some(redis) = &plan.redis else {
+        let redis = if job.is_dry { self.targets.redis.clone() } else { plan.redis.clone() };
+        let Some(redis) = &redis else {
             (self.say)(Stage::Redis, "the instance has none");
             return Ok(());
         };
@@ -175,20 +179,26 @@ impl Rebuild<'_, '_> {
             // A server without a part: the backup asked it for its files.
             saved = Files::there(job, redis.files(known, plan.redis_dir()));
         }
-        let is_up = redis.expect_access(progress).is_ok();
+        let is_up = self.standing(redis)?.is_some();
         if job.is_dry {
             let text = self.planned_queue(&plan, redis, rebuilding, &saved, is_up)?;
             (self.say)(Stage::Redis, &text);
             return Ok(());
         }
         if is_up {
+            self.expect_emptiable(redis)?;
             // A running server would overwrite its files. Its data is kept, like all other.
             let kept = self.keep_queue(redis, plan.redis_dir());
-            if let Err(error) = kept {
+            let kept =
+                kept.map_err(|error| ("its data could not be kept, so it was not emptied", error));
+            let flushed = kept.and_then(|()| {
+                redis.flush(progress).map_err(|error| ("it could not be emptied", error))
+            });
+            if let Err((what, error)) = flushed {
                 if error.is_interrupted() {
                     return Err(error);
                 }
-                let text = format!("its data could not be kept, so it was not emptied: {error}");
+                let text = format!("{}: {what}: {error}", redis.shown());
                 (self.say)(Stage::Redis, &text);
                 let left = "redis-cli FLUSHALL, unless its jobs belong to the restored databases";
                 self.record.leave(left)?;
@@ -198,11 +208,11 @@ impl Rebuild<'_, '_> {
                 );
                 return self.record.keep(check);
             }
-            redis.flush(progress)?;
+            let address = redis.shown();
             let text = match saved.is_empty() {
-                true => "emptied; the snapshot has no saved queue".to_owned(),
+                true => format!("{address} emptied; the snapshot has no saved queue"),
                 false => format!(
-                    "emptied; Redis runs and cannot be stopped here, so the saved queue was not \
+                    "{address} emptied; Redis runs and cannot be stopped here, so the saved queue was not \
                      restored ({}); to keep it, stop Redis and restore that file",
                     saved.shown()
                 ),
@@ -227,6 +237,7 @@ impl Rebuild<'_, '_> {
             None => plan.redis_dir().or_else(|| saved.dir()).map(Path::to_owned),
         };
         let log_dir = here.and_then(|here| here.append_only).unwrap_or_else(|| LOG_DIR.into());
+        let log_parent = dir.clone();
         let mut files: Vec<PathBuf> =
             dir.into_iter().flat_map(|dir| FILES.map(|name| dir.join(name))).collect();
         files.extend(here_files.unwrap_or_default());
@@ -264,6 +275,7 @@ impl Rebuild<'_, '_> {
             None => saved.restore(job)?,
         };
         (self.say)(Stage::Redis, &text);
+        self.name_log(&log_parent, &log_dir)?;
         let logs = self.record.aside().iter().filter(|aside| aside.from.ends_with(&log_dir));
         for log in logs.filter(|log| !log.from.exists() && log.to.is_dir()) {
             let dir = log.from.parent().unwrap_or(&log.from);
@@ -284,6 +296,26 @@ impl Rebuild<'_, '_> {
         self.record.lose(losses)
     }
 
+    /// Gives a restored append-only log the name that Redis looks for on this machine.
+    fn name_log(&self, parent: &Option<PathBuf>, log: &str) -> Result<()> {
+        let (Some(parent), Some(name)) = (parent, self.record.queue_log()) else { return Ok(()) };
+        let dir = parent.join(log);
+        let wanted = dir.join(format!("{name}{MANIFEST}"));
+        if !dir.is_dir() || wanted.exists() {
+            return Ok(());
+        }
+        let failed = |source| Error::Write { path: wanted.clone(), source };
+        let names = std::fs::read_dir(&dir).map_err(failed)?.flatten().map(|entry| entry.path());
+        let mut lists = names.filter(|path| {
+            path.file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| name.ends_with(MANIFEST))
+        });
+        let Some(list) = lists.next() else { return Ok(()) };
+        std::fs::rename(&list, &wanted).map_err(failed)?;
+        crate::file::sync_dir(&dir).map_err(failed)
+    }
+
     /// Describes what a rebuild would do with the queue.
     fn planned_queue(
         &self,
@@ -294,10 +326,21 @@ impl Rebuild<'_, '_> {
         is_up: bool,
     ) -> Result<String> {
         let (job, progress) = (self.job, self.job.store.observer().progress());
-        let stops = if is_up { stops_redis(plan, rebuilding, progress) } else { Some(true) };
+        let stops = match is_up {
+            true => stops_redis(plan, redis, &job.settings.root, rebuilding, progress),
+            false => Some(true),
+        };
+        let obstacle = self.standing(redis)?.and_then(|standing| standing.obstacle);
+        if let Some(obstacle) = obstacle.filter(|_| stops != Some(true)) {
+            let unless = if stops.is_none() { ", unless the stop commands stop it" } else { "" };
+            return Ok(format!(
+                "{} cannot be emptied ({obstacle}), so it would stay as it is{unless}",
+                redis.shown()
+            ));
+        }
         if saved.is_empty() {
             let verb = if stops == Some(true) { "start empty" } else { "be emptied" };
-            return Ok(format!("would {verb}: the snapshot has no saved queue"));
+            return Ok(format!("{} would {verb}: the snapshot has no saved queue", redis.shown()));
         }
         let mut shown = saved.shown();
         let here = if is_up { self.queue_here(redis)? } else { None };
@@ -310,8 +353,9 @@ impl Rebuild<'_, '_> {
         Ok(match stops {
             Some(true) => format!("would restore {shown}"),
             Some(false) => format!(
-                "would be emptied: Redis runs and cannot be stopped here, so the saved queue ({}) \
+                "{} would be emptied: Redis runs and cannot be stopped here, so the saved queue ({}) \
                  stays in the snapshot",
+                redis.shown(),
                 saved.shown()
             ),
             None => format!(
@@ -396,7 +440,13 @@ impl Rebuild<'_, '_> {
 }
 
 /// Returns whether the rebuild stops a Redis that runs; `None` if only the admin's commands decide it.
-fn stops_redis(plan: &Plan, rebuilding: &Rebuilding, progress: &Progress) -> Option<bool> {
+fn stops_redis(
+    plan: &Plan,
+    redis: &Redis,
+    root: &Path,
+    rebuilding: &Rebuilding,
+    progress: &Progress,
+) -> Option<bool> {
     match &plan.control {
         Control::Nothing => Some(false),
         Control::Commands { stop, .. } if stop.is_empty() => Some(false),
@@ -404,9 +454,29 @@ fn stops_redis(plan: &Plan, rebuilding: &Rebuilding, progress: &Progress) -> Opt
         Control::Supervised(supervisor) => {
             let all = all(supervisor, plan, rebuilding, progress);
             let is_runit = supervisor.speaks == Speaks::Runit;
-            Some(is_runit && all.writers.iter().any(|name| name == SERVICE))
+            Some(
+                is_runit
+                    && is_of_package(redis, root, progress)
+                    && all.writers.iter().any(|name| name == SERVICE),
+            )
         }
     }
+}
+
+/// Returns true if a Redis that runs is the one of GitLab's package, which its supervisor stops. The
+/// process of another one has another parent.
+fn is_of_package(redis: &Redis, root: &Path, progress: &Progress) -> bool {
+    let Ok(Some(process)) = redis.process(progress) else { return true };
+    let usual = crate::kind::below(root, Path::new(USUAL));
+    if redis.current_files(progress).is_ok_and(|files| files.dir == usual) {
+        return true;
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name of the program may have blanks: the state and the parent come after its end.
+    let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+    let Some(parent) = parent else { return true };
+    let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
+    name.trim() == SUPERVISOR
 }
 
 /// Returns the saved snapshot of Redis among restored files.
@@ -420,6 +490,10 @@ fn is_same_place(job: &Job<'_>, a: &Path, b: &Path) -> bool {
     a == b || files::place(job, a).ok().is_some_and(|a| files::place(job, b).ok() == Some(a))
 }
 
+/// Program that runs a service of GitLab's package.
+const SUPERVISOR: &str = "runsv";
+/// Directory of Redis in GitLab's package.
+const USUAL: &str = "/var/opt/gitlab/redis";
 /// Service of GitLab's package.
 const SERVICE: &str = "redis";
 /// Persistence files of Redis.

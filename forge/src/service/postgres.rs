@@ -97,6 +97,29 @@ pub struct Server {
     pub counts_rows: bool,
 }
 
+/// Identity of a running server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its address.
+    pub address: String,
+    /// Number that its data directory got when it was made, unless the role may not ask for it.
+    pub system: Option<String>,
+    /// Time at which it was started.
+    pub started: Option<String>,
+}
+
+impl Identity {
+    /// Returns true if both are one server. A copy of a data directory has the number of the original,
+    /// so address or start must be the same as well.
+    pub fn is_same(&self, other: &Identity) -> bool {
+        let is_known = self.system.is_some() && other.system.is_some();
+        if is_known && self.system != other.system {
+            return false;
+        }
+        self.address == other.address || is_known && self.started == other.started
+    }
+}
+
 /// Number of rows of a table at the consistency point of a dump.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rows {
@@ -188,6 +211,37 @@ impl Server {
             // Without `pg_isready`, wait.
             Err(_) => Ok(false),
         }
+    }
+
+    /// Formats the address: the host or the directory of the socket, and the port. The container in
+    /// which the clients run comes first.
+    pub fn shown(&self) -> String {
+        let host = self.host.as_deref().unwrap_or("socket");
+        format!("{}{host}:{}", self.reach.place(), self.port)
+    }
+
+    /// Asks a server who it is.
+    pub fn identity(&self, progress: &Progress) -> Result<Identity> {
+        #[derive(Deserialize)]
+        struct Text {
+            text: Option<String>,
+        }
+        let mut connection = self.connect_first(&["template1"], progress)?;
+        let mut ask = |query: &str| match connection.one::<Text>(query) {
+            Ok(answer) => Ok(answer.text),
+            Err(error) if error.is_interrupted() => Err(error),
+            // A connection ends with its first error.
+            Err(_) => Ok(None),
+        };
+        let started = ask("select pg_postmaster_start_time()::text as text")?;
+        let may =
+            ask("select has_function_privilege(to_regprocedure('pg_control_system()')::oid, \
+             'execute')::text as text")?;
+        let system = match may.as_deref() {
+            Some("true") => ask("select system_identifier::text as text from pg_control_system()")?,
+            _ => None,
+        };
+        Ok(Identity { address: self.shown(), system, started })
     }
 
     fn pooler(&self) -> Error {

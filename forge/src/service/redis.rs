@@ -19,6 +19,8 @@ pub const LIMIT: Duration = Duration::from_secs(10 * 60);
 pub const VARIABLES: &[&str] = &["REDISCLI_AUTH"];
 /// Command that starts a save.
 const SAVE: &str = "BGSAVE";
+/// Command that removes all keys.
+const FLUSH: &str = "FLUSHALL";
 /// Time limit of one question.
 const QUESTION: Duration = Duration::from_secs(10);
 /// Interval between questions about a save.
@@ -111,6 +113,22 @@ pub fn refuses_saves(error: &Error) -> bool {
         && ["unknown command", "noperm"].iter().any(|word| reason.contains(word))
 }
 
+/// State of a running server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Id of the running process.
+    pub run: Option<String>,
+    /// Number of keys in all databases.
+    pub keys: u64,
+    /// Reason why the server cannot be emptied; `None` if it can.
+    pub obstacle: Option<String>,
+}
+
+/// Describes a server that follows another one.
+fn replica_of(master: &str) -> String {
+    format!("it is a replica of {master}, which has its keys")
+}
+
 impl Redis {
     /// Fails if the server does not answer, refuses all logins or knows no saves.
     pub fn expect_access(&self, progress: &Progress) -> Result<()> {
@@ -126,9 +144,81 @@ impl Redis {
         }
     }
 
-    /// Removes all keys.
+    /// Formats the address: the socket, or the host and the port. The container in which the client
+    /// runs comes first.
+    pub fn shown(&self) -> String {
+        let place = match &self.socket {
+            Some(socket) => shown(socket),
+            None => {
+                let host = self.host.as_deref().unwrap_or("127.0.0.1");
+                format!("{host}:{}", self.port.unwrap_or(6379))
+            }
+        };
+        format!("{}{place}", self.reach.place())
+    }
+
+    /// Asks a running server what it has and whether it can be emptied. Fails with
+    /// [`Error::Service`] if it answers and lets nobody ask, and with other errors if it does not
+    /// answer.
+    pub fn standing(&self, progress: &Progress) -> Result<Standing> {
+        let run = self.run_id(progress)?;
+        let optional = |answer: Result<String>| match answer {
+            Ok(answer) => Ok(Some(answer)),
+            // Admins may disable questions.
+            Err(Error::Service { .. }) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let keyspace = self.info("keyspace", progress)?;
+        let count = |line: &String| {
+            let keys = line.split(',').find_map(|pair| pair.strip_prefix("keys="))?;
+            keys.parse::<u64>().ok()
+        };
+        let keys = keyspace.values().filter_map(count).fold(0, u64::saturating_add);
+        let obstacle = match self.master(progress)? {
+            Some(master) => Some(replica_of(&master)),
+            None => match optional(self.ask(&["COMMAND", "INFO", FLUSH], progress))? {
+                Some(answer) if answer.is_empty() => Some(format!("it does not know {FLUSH}")),
+                _ => {
+                    let user = optional(self.ask(&["ACL", "WHOAMI"], progress))?;
+                    let user = user.unwrap_or_else(|| "default".into());
+                    let tried = optional(self.ask(&["ACL", "DRYRUN", &user, FLUSH], progress))?;
+                    // Older servers do not know the question.
+                    tried.filter(|answer| answer.contains("no permissions"))
+                }
+            },
+        };
+        Ok(Standing { run, keys, obstacle })
+    }
+
+    /// Returns the address of the server that this one follows.
+    fn master(&self, progress: &Progress) -> Result<Option<String>> {
+        let info = self.info("replication", progress)?;
+        let is_replica = info.get("role").is_some_and(|role| role != "master");
+        let of = |key: &str| info.get(key).map_or("?", String::as_str);
+        Ok(is_replica.then(|| format!("{}:{}", of("master_host"), of("master_port"))))
+    }
+
+    /// Returns the name with which the names of append-only files begin.
+    pub fn log_name(&self, progress: &Progress) -> Result<Option<String>> {
+        self.configured("appendfilename", progress)
+    }
+
+    /// Returns the number of the server's process on this machine.
+    pub fn process(&self, progress: &Progress) -> Result<Option<u32>> {
+        let number = self.info("server", progress)?.remove("process_id");
+        let is_here = self.reach.into.is_empty();
+        Ok(number.filter(|_| is_here).and_then(|number| number.parse().ok()))
+    }
+
+    /// Removes all keys. Fails if the server is a replica, or still has them.
     pub fn flush(&self, progress: &Progress) -> Result<()> {
-        self.ask(&["FLUSHALL"], progress).map(drop)
+        if let Some(master) = self.master(progress)? {
+            return Err(self.odd(replica_of(&master)));
+        }
+        match self.ask(&[FLUSH], progress)? {
+            answer if answer == "OK" => Ok(()),
+            answer => Err(self.odd(answer)),
+        }
     }
 
     /// Asks as the first user whom the server lets ask.

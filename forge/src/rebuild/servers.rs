@@ -1,0 +1,529 @@
+//! Finds the database server and the Redis to which a rebuild writes.
+//!
+//! The restored configuration names them, and not the one that this machine has before. Both are
+//! compared before anything changes: the server of the snapshot may be in production.
+
+use super::databases::Loader;
+use super::files::{self, Files};
+use super::in_use::{self, Servers};
+use super::record::Aside;
+use super::{Rebuild, Stage};
+use crate::error::{Error, Result};
+use crate::kind::{Rebuilding, Site};
+use crate::overrides;
+use crate::plan::Plan;
+use crate::secret::Secret;
+use crate::service::control::Control;
+use crate::service::postgres::{Identity, Server};
+use crate::service::redis::{Redis, Standing};
+use crate::service::{LOOPBACK, Password};
+use crate::view::View;
+use std::fs::DirBuilder;
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Names of both kinds of servers in messages.
+pub const POSTGRES: &str = "database server";
+pub const REDIS: &str = "Redis";
+/// Part that is of no use for a look at the configuration.
+const SSH: &str = "ssh-host-keys";
+/// Messages of a database server that knows the login and does not accept it.
+const REFUSED: [&str; 3] =
+    ["password authentication failed", "no password supplied", "\" does not exist"];
+/// Longest password in the snapshot, in bytes.
+const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+
+/// Servers to which a rebuild writes.
+#[derive(Debug, Default, Clone)]
+pub struct Targets {
+    /// The database server.
+    pub postgres: Option<Server>,
+    /// Redis.
+    pub redis: Option<Redis>,
+}
+
+/// Servers, and a server that this machine's configuration names before the rebuild.
+struct Pair<'a, T> {
+    target: &'a T,
+    here: Option<&'a T>,
+}
+
+impl Rebuild<'_, '_> {
+    /// Returns the servers that the instance uses once its configuration is restored.
+    fn targets(&self, rebuilding: &Rebuilding, here: Option<&Plan>) -> Result<Targets> {
+        let is_restored = self.record.is_done(Stage::Configure);
+        let plan = match is_restored {
+            true => None,
+            false => self.predicted(rebuilding)?,
+        };
+        let plan = plan.as_ref().or(here);
+        let mut targets = Targets {
+            postgres: plan.and_then(|plan| plan.postgres.clone()),
+            redis: plan.and_then(|plan| plan.redis.clone()),
+        };
+        // The rebuild replaces files with passwords, too.
+        if let Some(server) = &mut targets.postgres
+            && let Some(password) = self.password(server.secret.as_ref())
+        {
+            (server.secret, server.password) = (None, Some(password));
+        }
+        Ok(targets)
+    }
+
+    /// Returns the password in a file of the snapshot.
+    fn password(&self, secret: Option<&Secret>) -> Option<Password> {
+        let Some(Secret::File(path)) = secret else { return None };
+        let parts = self.job.manifest.parts.iter().flat_map(|part| &part.paths);
+        if self.record.is_done(Stage::Files)
+            || !parts.into_iter().any(|part| path.starts_with(part))
+        {
+            return None;
+        }
+        let (store, root) = (self.job.store, self.job.snapshot.root.chunk());
+        let text = View::Tree { store, root }.content(path, PASSWORD_BYTES_MAX).ok().flatten()?;
+        let text = String::from_utf8(text).ok()?;
+        Some(Password(text.trim_end_matches(['\n', '\r']).to_owned()))
+    }
+
+    /// Makes the plan of the instance with the configuration of the snapshot, in a directory of its
+    /// own. Returns `None` if it cannot be made there, for example because containers are asked.
+    fn predicted(&self, rebuilding: &Rebuilding) -> Result<Option<Plan>> {
+        let job = self.job;
+        let is_wanted = |name: &str| {
+            name != SSH && (rebuilding.first.contains(&name) || rebuilding.remade.contains(&name))
+        };
+        let configuration = Files::of(job, |part| is_wanted(&part.name));
+        if configuration.is_empty() || job.manifest.product.image.is_some() {
+            return Ok(None);
+        }
+        // The same name in each call: a killed one leaves it.
+        let dir = job.scratch.join(format!("forgekeep-rebuild.{}.configuration", job.instance));
+        let _ = std::fs::remove_dir_all(&dir);
+        let failed = |source| Error::Write { path: dir.clone(), source };
+        DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
+        let _removed = Removed(&dir);
+        files::restore_below(job, &[&configuration], &dir)?;
+        let root = dir.join(job.settings.root.strip_prefix("/").unwrap_or(&job.settings.root));
+        std::fs::create_dir_all(&root).map_err(failed)?;
+        let parts = job.manifest.parts.iter().filter(|part| is_wanted(&part.name));
+        let paths: Vec<&Path> = parts.flat_map(|part| &part.paths).map(PathBuf::as_path).collect();
+        complete(&job.settings.root, &paths, &dir).map_err(failed)?;
+        let settings = crate::settings::Settings { root: root.clone(), ..job.settings.clone() };
+        let progress = job.store.observer().progress();
+        let site = Site { instance: job.instance, settings: &settings, progress, is_offline: true };
+        let mut plan = match overrides::plan(&site) {
+            Ok((plan, _)) => plan,
+            Err(error) if error.is_interrupted() => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let back = |path: &Path| match path.strip_prefix(&root) {
+            Ok(inner) => job.settings.root.join(inner).components().collect(),
+            Err(_) => path.to_owned(),
+        };
+        let back_text = |text: &String| match Path::new(text).is_absolute() {
+            true => back(Path::new(text)).display().to_string(),
+            false => text.clone(),
+        };
+        if let Some(server) = &mut plan.postgres {
+            server.host = server.host.as_ref().map(back_text);
+            server.passfile = server.passfile.as_deref().map(back);
+            server.reach.bin.iter_mut().for_each(|dir| *dir = back(dir));
+            server.reach.into.iter_mut().for_each(|word| *word = back_text(word));
+            server.encryption.values_mut().for_each(|value| *value = back_text(value));
+        }
+        if let Some(redis) = &mut plan.redis {
+            redis.socket = redis.socket.as_deref().map(back);
+            redis.reach.bin.iter_mut().for_each(|dir| *dir = back(dir));
+            redis.reach.into.iter_mut().for_each(|word| *word = back_text(word));
+        }
+        Ok(Some(plan))
+    }
+
+    /// Finds the servers, and fails if they are not those that the admin expects. `planned` is what
+    /// would be moved.
+    pub fn expect_servers(
+        &mut self,
+        rebuilding: &Rebuilding,
+        first: &Files,
+        planned: &[Aside],
+    ) -> Result<()> {
+        let job = self.job;
+        let here = match self.plan() {
+            Ok((plan, _)) => Some(plan),
+            Err(error) if error.is_interrupted() => return Err(error),
+            Err(_) => None,
+        };
+        self.targets = self.targets(rebuilding, here.as_ref())?;
+        let control = here.as_ref().map(|plan| &plan.control);
+        let is_stopping =
+            matches!(control, Some(Control::Commands { stop, .. }) if !stop.is_empty());
+        // Without its files, a kind only assumes the server of its package.
+        let is_named = here.is_some() && self.has_configuration(rebuilding, first)?;
+        let here = here.as_ref().filter(|_| is_named);
+        if job.is_consented {
+            self.record.consent();
+        }
+        in_use::expect_unused(planned, if is_stopping { Servers::Postgres } else { Servers::All })?;
+        let mut reasons = Vec::new();
+        let Targets { postgres, redis } = self.targets.clone();
+        if !job.manifest.databases.is_empty() {
+            match &postgres {
+                Some(target) => {
+                    let server = here.and_then(|plan| plan.postgres.as_ref());
+                    let is_local = target.reach.into.is_empty();
+                    if let Some(host) = target.host.as_ref().filter(|host| host.starts_with('/'))
+                        && is_local
+                    {
+                        in_use::expect_reachable(planned, POSTGRES, Path::new(host))?;
+                    }
+                    reasons
+                        .extend(self.expect_postgres(&Pair { target, here: server }, rebuilding)?);
+                }
+                None if rebuilding.first.is_empty() => {
+                    return Err(self.wrong(super::NO_SERVER.into()));
+                }
+                None => {}
+            }
+        }
+        if let Some(target) = &redis {
+            if let Some(socket) = target.socket.as_ref().and_then(|socket| socket.parent())
+                && target.reach.into.is_empty()
+                && !is_stopping
+            {
+                in_use::expect_reachable(planned, REDIS, socket)?;
+            }
+            let here = here.and_then(|plan| plan.redis.as_ref());
+            reasons.extend(self.expect_redis(&Pair { target, here })?);
+        }
+        if job.is_dry {
+            for reason in reasons.iter().filter(|_| !self.record.is_consented()) {
+                (self.say)(Stage::Preconditions, &format!("--yes will be needed: {reason}"));
+            }
+            return Ok(());
+        }
+        self.expect_consent(reasons)
+    }
+
+    fn expect_consent(&self, reasons: Vec<String>) -> Result<()> {
+        match reasons.is_empty() || self.record.is_consented() {
+            true => Ok(()),
+            false => Err(Error::NeedsConsent(reasons)),
+        }
+    }
+
+    /// Returns true if this machine has files that name the servers.
+    fn has_configuration(&self, rebuilding: &Rebuilding, first: &Files) -> Result<bool> {
+        let suffix = self.record.suffix();
+        if rebuilding.remade.is_empty() {
+            return Ok(first.is_empty() || !first.asides(self.job, suffix)?.is_empty());
+        }
+        let made = Files::of(self.job, |part| rebuilding.remade.contains(&part.name.as_str()));
+        Ok(!made.asides(self.job, suffix)?.is_empty())
+    }
+
+    /// Returns true if the admin named a server.
+    fn is_chosen(&self, address: &str) -> bool {
+        self.job.servers.iter().any(|server| server == address)
+    }
+
+    /// Compares the database server with that of this machine's configuration, and looks at what it
+    /// has. Returns the reasons for which the admin must agree.
+    fn expect_postgres(
+        &mut self,
+        pair: &Pair<'_, Server>,
+        rebuilding: &Rebuilding,
+    ) -> Result<Vec<String>> {
+        let job = self.job;
+        let Pair { target, here } = *pair;
+        let progress = job.store.observer().progress();
+        let root = job.snapshot.root.chunk();
+        let address = target.shown();
+        let connected = Loader::connect(job.store, root, target, job.manifest, job.scratch);
+        let identity = match &connected {
+            Ok(_) => Some(target.identity(progress)?),
+            Err(_) => None,
+        };
+        // Later stages compare it with the one that the record has.
+        let here = here.filter(|_| self.record.server().is_none() && !self.is_chosen(&address));
+        if let Some(here) = here.filter(|here| here.shown() != address) {
+            let known = match &identity {
+                Some(_) => here.identity(progress).ok(),
+                None => None,
+            };
+            let is_same = known.zip(identity.as_ref()).is_some_and(|(known, identity)| {
+                known.system == identity.system && known.started == identity.started
+            });
+            if !is_same {
+                let (target, here) = (address, here.shown());
+                return Err(Error::OtherServer { what: POSTGRES, target, here });
+            }
+        }
+        let (loader, version) = match connected {
+            Ok(connected) => connected,
+            Err(Error::Failed { output, .. }) if is_refused(&output) => {
+                let (what, place) = (POSTGRES, address);
+                return Err(Error::LoginRefused { what, place, reason: last_line(&output) });
+            }
+            // The configuration of the snapshot may be what the server needs.
+            Err(error)
+                if !rebuilding.first.is_empty()
+                    && !matches!(
+                        error,
+                        Error::OlderServer { .. } | Error::MayNotCreate { .. } | Error::Standby
+                    )
+                    && !error.is_interrupted() =>
+            {
+                let text = format!("the {POSTGRES} {address} does not answer yet: {error}");
+                (self.say)(Stage::Preconditions, &text);
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        (self.say)(Stage::Preconditions, &format!("{POSTGRES}: {address}, PostgreSQL {version}"));
+        if let Some(identity) = identity {
+            self.recognise(identity)?;
+        }
+        for dumped in &job.manifest.databases {
+            loader.expect_extensions(dumped)?;
+            loader.expect_locales(dumped)?;
+        }
+        self.reasons_of(&loader, target)
+    }
+
+    /// Returns the reasons for which the admin must agree to changes of a database server.
+    fn reasons_of(&self, loader: &Loader<'_>, server: &Server) -> Result<Vec<String>> {
+        let address = server.shown();
+        let mut reasons = Vec::new();
+        let host = server.host.as_deref().filter(|_| server.reach.into.is_empty());
+        if host.is_some_and(|host| !is_here(host)) && !self.is_chosen(&address) {
+            reasons.push(format!("the {POSTGRES} {address} is not on this machine"));
+        }
+        for name in loader.foreign(self.record)? {
+            reasons.push(format!("the {POSTGRES} {address} has a database {name} with content"));
+        }
+        Ok(reasons)
+    }
+
+    /// Fails if a database server is another one than that on which the rebuild began.
+    fn recognise(&mut self, server: Identity) -> Result<()> {
+        match self.record.server() {
+            Some(known) if !known.is_same(&server) && !self.is_chosen(&server.address) => {
+                Err(Error::ServerChanged {
+                    what: POSTGRES,
+                    then: known.address.clone(),
+                    now: server.address,
+                    instance: self.job.instance.into(),
+                })
+            }
+            _ => {
+                self.record.set_server(server);
+                Ok(())
+            }
+        }
+    }
+
+    /// Fails if the rebuild must not change the database server that is about to be loaded.
+    pub fn expect_loadable(&mut self, loader: &Loader<'_>, server: &Server) -> Result<()> {
+        let identity = server.identity(self.job.store.observer().progress())?;
+        self.recognise(identity)?;
+        let reasons = self.reasons_of(loader, server)?;
+        self.expect_consent(reasons)
+    }
+
+    /// Compares Redis with that of this machine's configuration, and looks at what it has. Returns the
+    /// reasons for which the admin must agree.
+    fn expect_redis(&mut self, pair: &Pair<'_, Redis>) -> Result<Vec<String>> {
+        if self.record.is_done(Stage::Redis) {
+            return Ok(Vec::new());
+        }
+        let Pair { target, here } = *pair;
+        let progress = self.job.store.observer().progress();
+        let address = target.shown();
+        let standing = self.standing(target)?;
+        let here = here.filter(|_| self.record.redis().is_none() && !self.is_chosen(&address));
+        if let Some(here) = here.filter(|here| here.shown() != address) {
+            let known = here.standing(progress).ok().and_then(|standing| standing.run);
+            let is_same = known.is_some()
+                && known == standing.as_ref().and_then(|standing| standing.run.clone());
+            if !is_same {
+                let (target, here) = (address, here.shown());
+                return Err(Error::OtherServer { what: REDIS, target, here });
+            }
+        }
+        self.recognise_redis(target)?;
+        let Some(Standing { keys, obstacle, .. }) = standing else { return Ok(Vec::new()) };
+        (self.say)(Stage::Preconditions, &format!("{REDIS}: {address}, {keys} keys"));
+        if let Some(obstacle) = obstacle {
+            let text = format!("{REDIS} {address} cannot be emptied: {obstacle}");
+            (self.say)(Stage::Preconditions, &text);
+        }
+        Ok(self.reasons_of_redis(target, keys))
+    }
+
+    fn reasons_of_redis(&self, redis: &Redis, keys: u64) -> Vec<String> {
+        let address = redis.shown();
+        let host = redis.host.as_deref().filter(|_| redis.socket.is_none());
+        let host = host.filter(|_| redis.reach.into.is_empty());
+        let is_elsewhere = host.is_some_and(|host| !is_here(host)) && !self.is_chosen(&address);
+        let elsewhere = is_elsewhere.then(|| format!("{REDIS} {address} is not on this machine"));
+        let full = (keys > 0).then(|| format!("{REDIS} {address} has {keys} keys"));
+        elsewhere.into_iter().chain(full).collect()
+    }
+
+    fn recognise_redis(&mut self, redis: &Redis) -> Result<()> {
+        let now = redis.shown();
+        match self.record.redis() {
+            Some(then) if then != now && !self.is_chosen(&now) => Err(Error::ServerChanged {
+                what: REDIS,
+                then: then.into(),
+                now,
+                instance: self.job.instance.into(),
+            }),
+            _ => {
+                self.record.set_redis(now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns the state of a Redis that runs. Fails if it answers and takes no login.
+    pub fn standing(&self, redis: &Redis) -> Result<Option<Standing>> {
+        match redis.standing(self.job.store.observer().progress()) {
+            Ok(standing) => Ok(Some(standing)),
+            Err(Error::Service { reason, .. }) => {
+                Err(Error::LoginRefused { what: REDIS, place: redis.shown(), reason })
+            }
+            Err(error) if error.is_interrupted() => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Fails if the rebuild must not empty a Redis.
+    pub fn expect_emptiable(&mut self, redis: &Redis) -> Result<()> {
+        self.recognise_redis(redis)?;
+        let keys = self.standing(redis)?.map_or(0, |standing| standing.keys);
+        let reasons = self.reasons_of_redis(redis, keys);
+        self.expect_consent(reasons)
+    }
+
+    /// Looks whether databases that earlier calls loaded are still there. Those that are not are
+    /// loaded again.
+    pub fn look_for_databases(&mut self) -> Result<()> {
+        let job = self.job;
+        let is_loaded = |name: &str| self.record.loading(name).is_some_and(|known| known.is_loaded);
+        if !job.manifest.databases.iter().any(|dumped| is_loaded(&dumped.name)) {
+            return Ok(());
+        }
+        let (plan, _) = self.plan()?;
+        let Some(server) = &plan.postgres else { return Ok(()) };
+        let progress = job.store.observer().progress();
+        let root = job.snapshot.root.chunk();
+        let (loader, _) = Loader::connect(job.store, root, server, job.manifest, job.scratch)?;
+        self.recognise(server.identity(progress)?)?;
+        for dumped in &job.manifest.databases {
+            let Some(mut loading) = self.record.loading(&dumped.name).cloned() else { continue };
+            if loading.is_loaded && loader.number(&dumped.name)? != loading.made {
+                let text = format!(
+                    "database {} is not the one that an earlier call loaded; loading it again",
+                    dumped.name
+                );
+                (self.say)(Stage::Preconditions, &text);
+                (loading.is_loaded, loading.made) = (false, None);
+                self.record.reopen(Stage::Databases);
+                self.record.set_loading(loading)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Directory that is removed when it is dropped.
+struct Removed<'a>(&'a Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        // The next call removes it otherwise.
+        let _ = std::fs::remove_dir_all(self.0);
+    }
+}
+
+/// Shows what this machine has beside some paths below `root`, too: links lead there from the
+/// directories above these paths, whose copies are below `dir`.
+fn complete(root: &Path, paths: &[&Path], dir: &Path) -> std::io::Result<()> {
+    let above = paths.iter().flat_map(|path| path.ancestors().skip(1));
+    let mut above: Vec<&Path> = above.filter(|path| path.starts_with(root)).collect();
+    above.sort();
+    above.dedup();
+    for real in above {
+        let own = dir.join(real.strip_prefix("/").unwrap_or(real));
+        if paths.iter().any(|path| real.starts_with(path)) || !own.is_dir() {
+            continue;
+        }
+        for entry in std::fs::read_dir(real).into_iter().flatten().flatten() {
+            let (there, path) = (own.join(entry.file_name()), entry.path());
+            if there.symlink_metadata().is_err() && !paths.contains(&path.as_path()) {
+                std::os::unix::fs::symlink(path, there)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns true if a host is this machine, by a name or one of its addresses.
+fn is_here(host: &str) -> bool {
+    // Only an address of this machine can be bound.
+    let is_own = |host: &str| {
+        let addresses = (host, 0_u16).to_socket_addrs().into_iter().flatten();
+        addresses.into_iter().any(|address| UdpSocket::bind((address.ip(), 0)).is_ok())
+    };
+    host.starts_with('/') || LOOPBACK.contains(&host) || is_own(host)
+}
+
+/// Returns true for messages of a server that knows a login and does not accept it.
+fn is_refused(output: &str) -> bool {
+    REFUSED.iter().any(|text| output.contains(text)) && !output.contains("database \"")
+}
+
+fn last_line(output: &str) -> String {
+    output.trim().lines().next_back().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refused_logins_are_told_apart() {
+        for (output, is) in [
+            ("FATAL:  password authentication failed for user \"mm\"", true),
+            ("FATAL:  role \"mm\" does not exist", true),
+            ("FATAL:  database \"mm\" does not exist", false),
+            ("could not connect: No such file or directory", false),
+        ] {
+            assert_eq!(is_refused(output), is, "{output}");
+        }
+    }
+
+    #[test]
+    fn own_addresses_are_here() {
+        for (host, is) in [("/run/x", true), ("127.0.0.1", true), ("192.0.2.1", false)] {
+            assert_eq!(is_here(host), is, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_the_configuration_shows_the_rest_of_the_machine() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [real, own] = ["real", "own"].map(|name| dir.path().join(name));
+        for path in ["etc/app", "etc/other", "opt/x"] {
+            std::fs::create_dir_all(real.join(path)).expect("directories");
+        }
+        std::fs::write(real.join("etc/app/now"), "now").expect("writes");
+        let inner = own.join(real.strip_prefix("/").expect("absolute"));
+        std::fs::create_dir_all(inner.join("etc/app")).expect("directories");
+        complete(&real, &[&real.join("etc/app"), &real.join("etc/absent")], &own).expect("links");
+        assert!(inner.join("etc/other").is_dir() && inner.join("opt/x").is_dir());
+        assert!(!inner.join("etc/app/now").exists() && !inner.join("etc/absent").exists());
+    }
+}
