@@ -130,6 +130,8 @@ pub struct Rebuilding {
     pub remade: &'static [&'static str],
     /// Arguments with which the supervisor's program applies the configuration.
     pub configure: Option<&'static [&'static str]>,
+    /// True if the product has a queue in Redis, wherever that is.
+    pub needs_redis: bool,
     /// Services that run while databases are loaded.
     pub up: &'static [&'static str],
     /// True if a container stays up while its files are replaced.

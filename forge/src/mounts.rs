@@ -168,6 +168,27 @@ mod tests {
         assert_eq!(of("/mnt/x"), Place { device: b"8:1".into(), path: "/srv/a b/x".into() });
         assert!(of("/mnt/x").is_within(&of("/mnt")) && !of("/mnt").is_within(&of("/mnt/x")));
         assert!(!of("/srv/x").is_within(&of("/")));
+        // The mount follows the directory, but not one beside it.
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path().canonicalize().expect("resolves");
+        let inner = dir.join("inner");
+        std::fs::create_dir(&inner).expect("a directory");
+        let mount = |root: &Path, path: &Path| MountPoint {
+            device: b"8:1".into(),
+            root: root.to_owned(),
+            path: path.to_owned(),
+        };
+        let own = [mount(Path::new("/"), Path::new("/"))];
+        let elsewhere = [mount(&inner, Path::new("/elsewhere"))];
+        let followed = |path: &Path| seen_elsewhere(path, &own, &elsewhere);
+        assert_eq!((followed(&dir), followed(&inner)), (vec![inner.clone()], vec![inner.clone()]));
+        assert!(followed(&dir.join("other")).is_empty() && followed(&inner.join("x")).is_empty());
+        assert!(seen_elsewhere(&dir, &own, &own).is_empty());
+        let known = identity(&inner);
+        std::fs::rename(&inner, dir.join("renamed")).expect("renames");
+        std::fs::create_dir(&inner).expect("a directory");
+        assert!(known.is_some() && identity(&inner) != known);
+        assert_eq!((identity(&dir.join("renamed")), identity(Path::new("/absent"))), (known, None));
         let mounts = all().expect("lists");
         assert!(mounts.iter().any(|mount| mount.path == Path::new("/proc")));
     }

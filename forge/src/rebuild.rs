@@ -338,9 +338,11 @@ impl Rebuild<'_, '_> {
         self.expect_mounts(&[first, rest])?;
         files::expect_replaceable(job, &[first, rest])?;
         files::expect_writable(job, &[first, rest], &planned)?;
-        if self.record.is_continued && !self.record.is_done(Stage::Start) {
-            aside::expect_moved(self.record)
-                .map_err(|reason| Error::MovedBack { reason, instance: job.instance.into() })?;
+        if self.record.is_continued
+            && !self.record.is_done(Stage::Start)
+            && let Some(reason) = aside::changed(self.record)
+        {
+            return Err(Error::MovedBack { reason, instance: job.instance.into() });
         }
         if self.record.is_continued && !job.is_dry && self.record.is_done(Stage::Configure) {
             self.look_for_databases()?;

@@ -64,6 +64,7 @@ impl Kind for DockerGitlab {
     fn rebuilding(&self) -> Rebuilding {
         Rebuilding {
             first: &["compose", "secrets"],
+            needs_redis: true,
             // A container keeps the keys with which it was created.
             left: &[
                 "docker compose up -d --force-recreate",

@@ -68,6 +68,7 @@ impl Kind for Gitlab {
             first: &["secrets", "gitlab.rb", "config", "ssh-host-keys"],
             remade: &["generated"],
             configure: Some(&["reconfigure"]),
+            needs_redis: true,
             up: &["postgresql"],
             is_container_up: false,
             is_version_in_database: false,

@@ -298,8 +298,8 @@ pub fn has_content(top: &Path, kept: &[PathBuf], progress: &Progress) -> Result<
     Ok(false)
 }
 
-/// Fails if somebody has moved back, or replaced, what earlier calls moved or restored.
-pub fn expect_moved(record: &Record) -> std::result::Result<(), String> {
+/// Describes what somebody has moved back or replaced since earlier calls moved or restored it.
+pub fn changed(record: &Record) -> Option<String> {
     for aside in record.aside().iter().filter(|aside| aside.is_done) {
         let Aside { from, to, moved, restored, .. } = aside;
         let here = mounts::identity(from);
@@ -308,17 +308,17 @@ pub fn expect_moved(record: &Record) -> std::result::Result<(), String> {
         // Whoever deletes what was kept leaves what was restored.
         let is_lost = to.symlink_metadata().is_err() && (restored.is_none() || is_replaced);
         if is_moved_back || is_lost {
-            return Err(format!(
+            return Some(format!(
                 "{} was kept as {}, which has moved or is gone",
                 shown(from),
                 shown(to)
             ));
         }
         if is_replaced {
-            return Err(format!("{} is not the directory that was restored", shown(from)));
+            return Some(format!("{} is not the directory that was restored", shown(from)));
         }
     }
-    Ok(())
+    None
 }
 
 /// Fails if a path that must stay is within one that is moved, whatever the mounts that lead there.

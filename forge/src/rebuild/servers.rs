@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 /// Names of both kinds of servers in messages.
 pub const POSTGRES: &str = "database server";
 pub const REDIS: &str = "Redis";
+/// Directory of Redis in GitLab's package.
+pub const USUAL: &str = "/var/opt/gitlab/redis";
 /// Part that is of no use for a look at the configuration.
 const SSH: &str = "ssh-host-keys";
 /// Messages of a database server that knows the login and does not accept it.
@@ -194,7 +196,7 @@ impl Rebuild<'_, '_> {
                 in_use::expect_reachable(planned, REDIS, socket)?;
             }
             let here = here.and_then(|plan| plan.redis.as_ref());
-            reasons.extend(self.expect_redis(&Pair { target, here })?);
+            reasons.extend(self.expect_redis(&Pair { target, here }, rebuilding)?);
         }
         if job.is_dry {
             for reason in reasons.iter().filter(|_| !self.record.is_consented()) {
@@ -246,7 +248,7 @@ impl Rebuild<'_, '_> {
         };
         // Later stages compare it with the one that the record has.
         let here = here.filter(|_| self.record.server().is_none() && !self.is_chosen(&address));
-        if let Some(here) = here.filter(|here| here.shown() != address) {
+        if let Some(here) = here.filter(|here| !is_same_place(here, target)) {
             let known = match &identity {
                 Some(_) => here.identity(progress).ok(),
                 None => None,
@@ -333,14 +335,24 @@ impl Rebuild<'_, '_> {
 
     /// Compares Redis with that of this machine's configuration, and looks at what it has. Returns the
     /// reasons for which the admin must agree.
-    fn expect_redis(&mut self, pair: &Pair<'_, Redis>) -> Result<Vec<String>> {
+    fn expect_redis(
+        &mut self,
+        pair: &Pair<'_, Redis>,
+        rebuilding: &Rebuilding,
+    ) -> Result<Vec<String>> {
         if self.record.is_done(Stage::Redis) {
             return Ok(Vec::new());
         }
         let Pair { target, here } = *pair;
         let progress = self.job.store.observer().progress();
         let address = target.shown();
-        let standing = self.standing(target)?;
+        let usual = crate::kind::below(&self.job.settings.root, Path::new(USUAL));
+        let is_own = target.socket.as_ref().is_some_and(|socket| socket.starts_with(&usual));
+        let standing = match self.standing(target) {
+            // The package gives it the password of the restored configuration.
+            Err(Error::LoginRefused { .. }) if is_own && !rebuilding.remade.is_empty() => None,
+            standing => standing?,
+        };
         let here = here.filter(|_| self.record.redis().is_none() && !self.is_chosen(&address));
         if let Some(here) = here.filter(|here| here.shown() != address) {
             let known = here.standing(progress).ok().and_then(|standing| standing.run);
@@ -470,6 +482,14 @@ fn complete(root: &Path, paths: &[&Path], dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Returns true if two addresses of database servers are one place, by their texts.
+fn is_same_place(one: &Server, other: &Server) -> bool {
+    let is_loopback =
+        |server: &Server| server.host.as_deref().is_some_and(|host| LOOPBACK.contains(&host));
+    let is_one = one.reach.into == other.reach.into && one.port == other.port;
+    one.shown() == other.shown() || is_one && is_loopback(one) && is_loopback(other)
+}
+
 /// Returns true if a host is this machine, by a name or one of its addresses.
 fn is_here(host: &str) -> bool {
     // Only an address of this machine can be bound.
@@ -503,6 +523,20 @@ mod tests {
         ] {
             assert_eq!(is_refused(output), is, "{output}");
         }
+    }
+
+    #[test]
+    fn names_of_this_machine_are_one_place() {
+        let at = |host: Option<&str>, port: u16| {
+            let host = host.map(str::to_owned);
+            Server { host, port, ..Server::default() }
+        };
+        let local = at(Some("localhost"), 5432);
+        assert!(is_same_place(&local, &at(Some("127.0.0.1"), 5432)));
+        for other in [at(Some("127.0.0.1"), 5433), at(Some("db"), 5432), at(None, 5432)] {
+            assert!(!is_same_place(&local, &other), "{}", other.shown());
+        }
+        assert_eq!(at(None, 5432).shown(), "socket:5432");
     }
 
     #[test]

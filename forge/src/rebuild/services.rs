@@ -1,5 +1,6 @@
 //! Stops the services of an instance for its rebuild, and starts them at the end.
 
+use super::servers::USUAL;
 use super::{Job, Rebuild, Stage, files};
 use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};
@@ -170,8 +171,19 @@ impl Rebuild<'_, '_> {
         };
         let redis = if job.is_dry { self.targets.redis.clone() } else { plan.redis.clone() };
         let Some(redis) = &redis else {
-            (self.say)(Stage::Redis, "the instance has none");
-            return Ok(());
+            if !rebuilding.needs_redis || job.settings.redis.skip {
+                (self.say)(Stage::Redis, "the instance has none");
+                return Ok(());
+            }
+            let text = "it is on another machine, or encrypted, so it stays as it is";
+            (self.say)(Stage::Redis, text);
+            if job.is_dry {
+                return Ok(());
+            }
+            return self.record.leave(
+                "redis-cli FLUSHALL with the Redis of the instance, unless its jobs belong to the \
+                 restored databases",
+            );
         };
         let progress = job.store.observer().progress();
         let mut saved = Files::of(job, |part| part.phase == Phase::RedisFiles);
@@ -492,8 +504,6 @@ fn is_same_place(job: &Job<'_>, a: &Path, b: &Path) -> bool {
 
 /// Program that runs a service of GitLab's package.
 const SUPERVISOR: &str = "runsv";
-/// Directory of Redis in GitLab's package.
-const USUAL: &str = "/var/opt/gitlab/redis";
 /// Service of GitLab's package.
 const SERVICE: &str = "redis";
 /// Persistence files of Redis.

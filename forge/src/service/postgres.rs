@@ -800,6 +800,26 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_of_a_server_is_another_one() {
+        let of = |address: &str, system: Option<&str>, started: &str| Identity {
+            address: address.into(),
+            system: system.map(str::to_owned),
+            started: Some(started.into()),
+        };
+        let one = of("a:1", Some("7"), "now");
+        for (other, is_same) in [
+            (of("a:1", Some("7"), "later"), true),
+            (of("b:1", Some("7"), "now"), true),
+            (of("b:1", Some("7"), "later"), false),
+            (of("a:1", Some("8"), "now"), false),
+            (of("a:1", None, "later"), true),
+            (of("b:1", None, "now"), false),
+        ] {
+            assert_eq!(one.is_same(&other), is_same, "{other:?}");
+        }
+    }
+
+    #[test]
     fn sql_texts_are_quoted() {
         assert_eq!(literal("it's"), "'it''s'");
         assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
