@@ -350,7 +350,8 @@ impl Reading<'_, '_> {
             Scanned::Failed(path, error) => self.unreadable(&path, &error),
             // Another phase stores the object, unless it found a directory before.
             Scanned::NotDir(path, error) if self.begun.contains(self.root.relative(&path)) => {
-                if !WITH_KINDS.contains(&self.root.relative(&path)) {
+                // Otherwise everything is read again.
+                if self.kinds() == self.kinds {
                     self.unreadable(&path, &error);
                 }
                 self.has_gaps = true;
