@@ -119,6 +119,18 @@ fn a_loss_of_more_than_half_of_a_hundred_files_or_their_bytes_is_noticed() {
 }
 
 #[test]
+fn housekeeping_of_git_is_no_loss() {
+    let sandbox = Sandbox::with_store();
+    let create = "git init -q -b main s; cd s
+        for n in $(seq 60); do git commit -q --allow-empty -m $n; git branch b$n; done
+        for n in $(seq 60); do echo $n | git hash-object -w --stdin >x; done";
+    sandbox.tool("sh").args(["-ec", create]).run().ok();
+    sandbox.run(["backup", "s"]).ok();
+    sandbox.tool("sh").args(["-ec", "git -C s gc -q --prune=now"]).run().ok();
+    sandbox.run(["backup", "s"]).ok();
+}
+
+#[test]
 fn a_source_that_is_gone_is_marked_and_skipped_files_are_not_lost() {
     let sandbox = Sandbox::with_store();
     fill(&sandbox, "gone", 3);

@@ -176,6 +176,17 @@ fn is_fan_out(name: &[u8]) -> bool {
     name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit)
 }
 
+/// Returns true if a path looks like that of an object or a reference. Housekeeping joins many of
+/// these files into one.
+pub fn is_joined(path: &[u8]) -> bool {
+    let mut up = path.rsplit(|byte| *byte == b'/').skip(1);
+    let in_objects = match (up.next(), up.next()) {
+        (Some(dir), Some(b"objects")) => dir == b"pack" || is_fan_out(dir),
+        _ => false,
+    };
+    in_objects || path.split(|byte| *byte == b'/').rev().skip(1).any(|dir| dir == b"refs")
+}
+
 /// Returns true if a path, relative to the git directory, belongs to a running operation: a lock,
 /// temporary file or quarantined push. Such files are useless in a copy.
 pub fn is_transient(path: &[u8]) -> bool {
@@ -346,6 +357,18 @@ mod tests {
             "src/a.lock",
         ] {
             assert!(!is_transient(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn files_that_housekeeping_joins_are_known_by_their_paths() {
+        for path in ["a.git/objects/0a/38", "objects/pack/x.pack", "a/refs/heads/b", "refs/tags/1"]
+        {
+            assert!(is_joined(path.as_bytes()), "{path}");
+        }
+        for path in ["a.git/HEAD", "objects/info/alternates", "a/0a/38", "pack/x", "refs", "x/refs"]
+        {
+            assert!(!is_joined(path.as_bytes()), "{path}");
         }
     }
 

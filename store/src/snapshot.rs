@@ -84,24 +84,17 @@ pub struct Snapshot {
     pub emptied: Vec<Emptied>,
 }
 
-/// Number of files and their bytes. Everything but a directory counts as a file.
+/// Number of files and their bytes. Everything but a directory counts as a file, except objects and
+/// references of git, which housekeeping joins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(array)]
 pub struct Amount {
     /// Number of files.
     #[n(0)]
     pub files: u64,
-    /// Sum of their sizes in bytes.
+    /// Sum of the sizes of all files in bytes.
     #[n(1)]
     pub bytes: u64,
-}
-
-impl Amount {
-    /// Adds a file of this size.
-    pub(crate) fn add(&mut self, bytes: u64) {
-        self.files += 1;
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
 }
 
 /// A source path at the time of the backup, for a comparison with later ones.

@@ -10,6 +10,7 @@
 use super::{absolute, tree_path};
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, is_within, path_cmp};
+use crate::git;
 use crate::id::{ChunkId, SnapshotId};
 use crate::mount::MountState;
 use crate::snapshot::{Amount, Cause, Emptied, Id, Snapshot, SourceState};
@@ -88,6 +89,14 @@ pub struct Guard {
     pub max_loss: BTreeMap<PathBuf, MaxLoss>,
 }
 
+impl Amount {
+    /// Adds a file.
+    fn add(&mut self, entry: &Entry) {
+        self.files += u64::from(!git::is_joined(&entry.path));
+        self.bytes = self.bytes.saturating_add(entry.size);
+    }
+}
+
 /// Counts files by source, as entries come in path order.
 #[derive(Debug, Default)]
 pub struct SourceCounts {
@@ -120,7 +129,7 @@ impl SourceCounts {
                 self.around.pop();
             }
             if *path == entry.path && entry.kind != EntryKind::Directory {
-                self.sources[self.reached].1.add(entry.size);
+                self.sources[self.reached].1.add(entry);
             } else {
                 self.around.push(self.reached);
             }
@@ -134,7 +143,7 @@ impl SourceCounts {
         if let Some(last) = self.around.last()
             && entry.kind != EntryKind::Directory
         {
-            self.sources[*last].1.add(entry.size);
+            self.sources[*last].1.add(entry);
         }
     }
 
@@ -255,7 +264,8 @@ fn loss(
     limit: MaxLoss,
 ) -> Option<(Cause, Amount)> {
     let (then, now) = (state.amount, found.amount);
-    if then.files == 0 {
+    let nothing = Amount::default();
+    if then == nothing {
         return None;
     }
     if let (Some(top), Some(mount)) = (&state.mount, &found.mount) {
@@ -278,7 +288,7 @@ fn loss(
         files: then.files.saturating_sub(unread.files),
         bytes: then.bytes.saturating_sub(unread.bytes),
     };
-    if then.files > 0 && now.files == 0 {
+    if then != nothing && now == nothing {
         return Some((Cause::Empty, then));
     }
     let is_within = limit.allows(then.files, now.files) && limit.allows(then.bytes, now.bytes);
@@ -296,7 +306,7 @@ pub fn count_unread(
     }
     let own = sources.contains_key(&entry.path).then_some(&entry.path);
     for source in own.into_iter().chain(innermost(&entry.path, sources)) {
-        unread.entry(source.clone()).or_default().add(entry.size);
+        unread.entry(source.clone()).or_default().add(entry);
     }
 }
 
