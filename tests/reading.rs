@@ -376,6 +376,37 @@ fn a_directory_of_one_pass_wins_over_a_file_of_another() {
     assert_eq!(sandbox.read("restored/c/inside"), b"a directory by now");
 }
 
+#[test]
+fn a_dropped_pass_leaves_those_before() {
+    let sandbox = Sandbox::new();
+    stores::init_small(&sandbox.path("store"));
+    sandbox.write("one/file", "of the first pass");
+    for n in 100..199 {
+        sandbox.write(&format!("two/d/{n}"), "old");
+    }
+    sandbox.write("new/file", "new");
+    let listener = Arc::new(stores::Listener::default());
+    let store = Store::open(&sandbox.path("store"), Purpose::Write, listener).expect("opens");
+    let options = in_the_past();
+    let mut backup = Backup::begin(&store, &options, Likeness::Paths(Vec::new())).expect("begins");
+    let sources = |name| Sources { paths: vec![sandbox.path(name)], ..Sources::default() };
+    backup.paths(&sources("one")).expect("reads");
+    // This pass reads a directory again, and merges its tree with that of the first.
+    let lease = Lease::hold(&sandbox, "two/d/100", Some("mv two/d old; mv new two/d"));
+    backup.paths(&sources("two")).expect("reads");
+    lease.end(&sandbox);
+    backup.drop_pass();
+    sandbox.remove("two/d");
+    sandbox.write("two/other", "by now");
+    backup.paths(&sources("two")).expect("reads");
+    backup.finish(None).expect("finishes");
+    drop(store);
+    sandbox.restore(&sandbox.at("latest", "one"), "restored/one");
+    sandbox.restore(&sandbox.at("latest", "two"), "restored/two");
+    let restored = files(&sandbox.path("restored"));
+    assert_eq!(restored, ["one/file", "two/other"].map(str::to_owned).into());
+}
+
 /// Options for snapshots that `latest` finds.
 fn in_the_past() -> BackupOptions {
     let mut options = stores::backup_options();

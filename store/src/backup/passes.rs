@@ -141,6 +141,8 @@ pub struct Backup<'a> {
     before: Option<Before>,
     /// Trees of the passes so far, in order.
     trees: Vec<(ChunkId, Totals)>,
+    /// Those before the last pass.
+    trees_before: Vec<(ChunkId, Totals)>,
     /// Directories that the last of these trees has as a whole.
     replaced: Replaced,
     /// Places from which git directories that were read borrow objects, each with such a directory.
@@ -177,7 +179,8 @@ impl<'a> Backup<'a> {
             let (root, is_taken_over) = (parent.root.chunk(), !options.force);
             before = Some(Before { root, started, ended, is_taken_over });
         }
-        let (trees, replaced, lenders, streams, paths, has_content) = Default::default();
+        let (trees, trees_before) = Default::default();
+        let (replaced, lenders, streams, paths, has_content) = Default::default();
         let is_whole = whole.is_some();
         let backup = Backup {
             run,
@@ -187,6 +190,7 @@ impl<'a> Backup<'a> {
             is_whole,
             before,
             trees,
+            trees_before,
             replaced,
             lenders,
             streams,
@@ -237,6 +241,7 @@ impl<'a> Backup<'a> {
             self.run.counters.report_unreadable(store.observer(), &path, error);
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
+        self.trees_before.clone_from(&self.trees);
         let mut read = self.pass(&tops, &exclude, self.before, self.is_whole, false)?;
         self.has_content |= read.tree.1.entries > shell.len() as u64;
         self.trees.push(read.tree.clone());
@@ -358,9 +363,10 @@ impl<'a> Backup<'a> {
         self.stream(name.as_bytes(), &mut bytes).map(drop)
     }
 
-    /// Drops the tree of the last pass. The caller must read its paths again.
+    /// Drops what the last pass read. The caller must read its paths again.
     pub fn drop_pass(&mut self) {
-        self.trees.pop();
+        // The pass may have merged its tree with those before.
+        self.trees = std::mem::take(&mut self.trees_before);
     }
 
     /// Makes the following passes read the same paths again, and only changes.
