@@ -8,8 +8,9 @@ use crate::set_aside;
 use crate::view::shown;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, DirEntry};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
@@ -58,25 +59,43 @@ pub fn spared_below(
     spared: &Spared,
     progress: &Progress,
 ) -> Result<Vec<PathBuf>> {
-    let (mut found, mut dirs) = (Vec::new(), vec![(path.to_owned(), known.to_owned())]);
+    let mut found = Vec::new();
+    each_below(path, known, progress, |item, known, is_dir| {
+        // A pattern such as `cache/**` skips all content of a directory.
+        let is_skipped = is_dir
+            && (spared.covers(&tree_path(known))
+                || spared.covers(&tree_path(&known.join(ANY_NAME))) && !is_empty(&item.path()));
+        if is_skipped {
+            found.push(item.path());
+        }
+        ControlFlow::Continue(!is_skipped)
+    })?;
+    Ok(found)
+}
+
+/// Calls `take` with each object below a path, its path in the snapshot, which calls the path `known`,
+/// and true for a directory. It tells whether a directory is entered, or ends the walk.
+fn each_below(
+    path: &Path,
+    known: &Path,
+    progress: &Progress,
+    mut take: impl FnMut(&DirEntry, &Path, bool) -> ControlFlow<(), bool>,
+) -> Result<()> {
+    let mut dirs = vec![(path.to_owned(), known.to_owned())];
     while let Some((dir, known)) = dirs.pop() {
         progress.check()?;
         // What cannot be listed is reported when it has to move.
         for item in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if item.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let known = known.join(item.file_name());
-                // A pattern such as `cache/**` skips all content of a directory.
-                let is_skipped = spared.covers(&tree_path(&known))
-                    || spared.covers(&tree_path(&known.join(ANY_NAME))) && !is_empty(&item.path());
-                if is_skipped {
-                    found.push(item.path());
-                } else {
-                    dirs.push((item.path(), known));
-                }
+            let known = known.join(item.file_name());
+            let is_dir = item.file_type().is_ok_and(|kind| kind.is_dir());
+            match take(&item, &known, is_dir) {
+                ControlFlow::Break(()) => return Ok(()),
+                ControlFlow::Continue(true) if is_dir => dirs.push((item.path(), known)),
+                ControlFlow::Continue(_) => {}
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Returns files below a path that the backup skipped, without those in skipped directories, up to
@@ -88,23 +107,17 @@ pub fn skipped_files(
     count_max: usize,
     progress: &Progress,
 ) -> Result<Vec<PathBuf>> {
-    let (mut found, mut dirs) = (Vec::new(), vec![(path.to_owned(), known.to_owned())]);
-    while let Some((dir, known)) = dirs.pop() {
-        progress.check()?;
-        for item in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let known = known.join(item.file_name());
-            let is_skipped = spared.covers(&tree_path(&known));
-            match item.file_type().is_ok_and(|kind| kind.is_dir()) {
-                true if is_skipped || is_kept(&item.file_name()) => {}
-                true => dirs.push((item.path(), known)),
-                false if is_skipped => found.push(item.path()),
-                false => {}
-            }
-            if found.len() >= count_max {
-                return Ok(found);
-            }
+    let mut found = Vec::new();
+    each_below(path, known, progress, |item, known, is_dir| {
+        let is_skipped = spared.covers(&tree_path(known));
+        if is_skipped && !is_dir {
+            found.push(item.path());
         }
-    }
+        if found.len() >= count_max {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(!is_skipped && !is_kept(&item.file_name()))
+    })?;
     Ok(found)
 }
 
