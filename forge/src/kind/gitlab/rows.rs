@@ -366,11 +366,11 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
 
 /// A table with one file per row.
 struct Table<'a> {
-    name: &'static str,
+    name: &'a str,
     /// Subject of the queries, which is also the name of the part with the files.
     what: &'static str,
     /// Columns required by the query.
-    needs: &'static [&'static str],
+    needs: &'a [&'a str],
     /// Columns that only some versions have. They are null in other versions.
     takes: &'static [&'static str],
     /// Further expressions to select; the table is named `t`.

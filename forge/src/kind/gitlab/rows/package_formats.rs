@@ -75,38 +75,23 @@ pub fn ask(
         only: &[("status", "coalesce(t.status, 0) = 0")],
         of_projects: super::OWN_PROJECT,
     })?;
-    let (project, group): (&[_], &[_]) =
-        (&["id", "project_id", "file"], &["id", "group_id", "file"]);
-    let (signed_project, signed_group): (&[_], &[_]) =
-        (&["id", "project_id", "signed_file"], &["id", "group_id", "signed_file"]);
-    for (owner, distributions, files, needs, needs_signed) in [
-        (
-            "project",
-            "packages_debian_project_distributions",
-            "packages_debian_project_component_files",
-            project,
-            signed_project,
-        ),
-        (
-            "group",
-            "packages_debian_group_distributions",
-            "packages_debian_group_component_files",
-            group,
-            signed_group,
-        ),
-    ] {
-        for (column, needs, store, name) in [
-            ("file", needs, "file_store", "Release"),
-            ("signed_file", needs_signed, "signed_file_store", "InRelease"),
-        ] {
+    for owner in ["project", "group"] {
+        let owner_id = format!("{owner}_id");
+        let (distributions, files) = (
+            format!("packages_debian_{owner}_distributions"),
+            format!("packages_debian_{owner}_component_files"),
+        );
+        for (column, store, name) in
+            [("file", "file_store", "Release"), ("signed_file", "signed_file_store", "InRelease")]
+        {
             let select = format!(
-                "t.{owner}_id as owner, null::bigint as size, case when t.{column} <> '' then \
+                "t.{owner_id} as owner, null::bigint as size, case when t.{column} <> '' then \
                  'debian_{owner}_distribution/' || t.id || '/{name}' end as inner"
             );
             ask(Table {
-                name: distributions,
+                name: &distributions,
                 what: "packages",
-                needs,
+                needs: &["id", &owner_id, column],
                 takes: &[],
                 select: &select,
                 store,
@@ -116,7 +101,7 @@ pub fn ask(
         }
         let components = format!("packages_debian_{owner}_components");
         let owner_id = format!(
-            "(select d.{owner}_id from {components} c join {distributions} d \
+            "(select d.{owner_id} from {components} c join {distributions} d \
              on d.id = c.distribution_id where c.id = t.component_id)"
         );
         let select = format!(
@@ -125,7 +110,7 @@ pub fn ask(
         );
         let is_of = format!("{owner_id} in ({IDS})");
         ask(Table {
-            name: files,
+            name: &files,
             what: "packages",
             needs: &["id", "component_id", "file"],
             takes: &["size"],
