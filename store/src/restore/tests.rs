@@ -112,7 +112,8 @@ impl Bench {
     }
 }
 
-fn backup_options() -> BackupOptions {
+/// Returns options without any choice.
+pub(crate) fn backup_options() -> BackupOptions {
     BackupOptions {
         excludes: Vec::new(),
         one_file_system: false,

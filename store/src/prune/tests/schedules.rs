@@ -7,7 +7,7 @@
 mod scripts;
 mod world;
 
-use crate::backup::{About, Backup, BackupOptions, Guard, Likeness, Sources};
+use crate::backup::{About, Backup, BackupOptions, Likeness, Sources};
 use crate::check::{Damage, Object, ReadData, check};
 use crate::chunks::Chunks;
 use crate::codec::Codec;
@@ -20,6 +20,7 @@ use crate::observe::{Progress, Silent};
 use crate::protocol::{self, RULES, Rule};
 use crate::prune::{PruneOptions, prune};
 use crate::reach::{Visitor, reach};
+use crate::restore::tests::backup_options;
 use crate::restore::{self, restore};
 use crate::skipped::Spared;
 use crate::snapshot::{self, Snapshot};
@@ -131,26 +132,14 @@ fn open(view: &View, dir: &Path, machine: usize) -> Result<Store> {
 fn backup(store: &Store, source: &Path, machine: usize, version: Version) -> Result<SnapshotId> {
     let is_left_out = |file: &usize| version & (1 << file) == 0;
     let excludes = (0..FILES).filter(is_left_out).map(|file| format!("{file}").into_bytes());
-    let options = BackupOptions {
-        excludes: excludes.collect(),
-        one_file_system: false,
-        exclude_caches: false,
-        git_caches: true,
-        ignore_ctime: false,
-        ignore_inode: false,
-        force: false,
-        is_dry: false,
-        walk_threads: 1,
-        guard: Guard::default(),
-        about: About {
-            host: format!("host {machine}"),
-            user: "user".into(),
-            tags: Vec::new(),
-            program: "test".into(),
-            run: Some(crate::random::bytes().expect("random")),
-            clock: || Time { seconds: NOW.get(), nanoseconds: 0 },
-        },
+    let options = BackupOptions { excludes: excludes.collect(), ..backup_options() };
+    let about = About {
+        host: format!("host {machine}"),
+        run: Some(crate::random::bytes().expect("random")),
+        clock: || Time { seconds: NOW.get(), nanoseconds: 0 },
+        ..options.about
     };
+    let options = BackupOptions { about, ..options };
     let paths = vec![source.to_owned()];
     let mut backup = Backup::begin(store, &options, Likeness::of_paths(&paths))?;
     backup.paths(&Sources { paths, ..Sources::default() })?;
