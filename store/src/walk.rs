@@ -170,10 +170,10 @@ impl Excluded {
         if path == top || self.named.has(path) {
             return true;
         }
-        let root =
-            || Some(Root { tree_path: Vec::new(), dir: source::open_dir(Path::new("/")).ok()? });
-        let Some(root) = root().filter(|_| !self.skips_below(top, path)) else { return false };
-        let Ok(stat) = root.stat(path) else { return false };
+        if self.skips_below(top, path) {
+            return false;
+        }
+        let Ok(stat) = Root::of_machine().and_then(|root| root.stat(path)) else { return false };
         let is_mounted = || stat.device != device;
         let verdict = self.verdict(path, None, &stat, Scope::all(device), is_mounted);
         matches!(verdict, Verdict::Within(scope) if scope.wanted == Wanted::All)
@@ -307,6 +307,11 @@ pub struct Root {
 }
 
 impl Root {
+    /// Opens `/`, with its own paths.
+    pub fn of_machine() -> io::Result<Root> {
+        Ok(Root { tree_path: Vec::new(), dir: source::open_dir(Path::new("/"))? })
+    }
+
     /// Returns the metadata of the object at a path, without opening it for reading.
     pub fn stat(&self, path: &[u8]) -> io::Result<Stat> {
         let path = self.relative(path);

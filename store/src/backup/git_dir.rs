@@ -7,7 +7,7 @@
 use super::entry_runs::EntryRuns;
 use super::ingest::{Ingest, Missing};
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
-use super::vanished::REPLACED_PAUSE;
+use super::vanished::{MISSING, REPLACED_PAUSE};
 use crate::entry::{Displayed, Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
@@ -49,7 +49,6 @@ const TABLE_LIST_BYTES: u64 = 1 << 20;
 const WITH_KINDS: [&[u8]; 4] = [b"HEAD", b"objects", b"refs", b"objects/pack"];
 /// File of a reftable that lists its tables.
 const TABLE_LIST: &[u8] = b"tables.list";
-const MISSING: &str = "it exists, but the file system does not find it when it is read";
 /// Maximum bytes of a multi-pack-index that are searched for pack names.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
 

@@ -123,6 +123,8 @@ struct Before {
     ended: Time,
     /// True if unchanged files are taken from it. Otherwise every file is read again.
     is_taken_over: bool,
+    /// True if everything that it names is known to be in the store.
+    is_whole: bool,
 }
 
 /// Paths in the tree, each with that of a git directory.
@@ -135,8 +137,6 @@ pub struct Backup<'a> {
     likeness: Likeness,
     /// Previous snapshot, if it is whole.
     whole: Option<SnapshotId>,
-    /// True if the tree with which passes compare is whole.
-    is_whole: bool,
     /// Tree with which passes compare.
     before: Option<Before>,
     /// Trees of the passes so far, in order.
@@ -177,17 +177,16 @@ impl<'a> Backup<'a> {
             store.observer().progress().expect(statistics.entries, statistics.bytes);
             let (started, ended) = (parent.start.into(), parent.end.into());
             let (root, is_taken_over) = (parent.root.chunk(), !options.force);
-            before = Some(Before { root, started, ended, is_taken_over });
+            let is_whole = whole.is_some();
+            before = Some(Before { root, started, ended, is_taken_over, is_whole });
         }
         let (trees, trees_before) = Default::default();
         let (replaced, lenders, streams, paths, has_content) = Default::default();
-        let is_whole = whole.is_some();
         let backup = Backup {
             run,
             options,
             likeness,
             whole,
-            is_whole,
             before,
             trees,
             trees_before,
@@ -242,21 +241,20 @@ impl<'a> Backup<'a> {
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
         self.trees_before.clone_from(&self.trees);
-        let mut read = self.pass(&tops, &exclude, self.before, self.is_whole, false)?;
+        let mut read = self.pass(&tops, &exclude, self.before, false)?;
         self.has_content |= read.tree.1.entries > shell.len() as u64;
         self.trees.push(read.tree.clone());
         self.read_vanished(&mut read, &tops, &exclude)?;
         self.read_lenders(read, &tops, &exclude)
     }
 
-    /// Reads these source paths and compares with the tree `before`, which may be whole. Paths that
-    /// are read `again` may be gone.
+    /// Reads these source paths and compares with the tree `before`. Paths that are read again may be
+    /// gone.
     fn pass(
         &self,
         tops: &[Source],
         exclude: &Excluded,
         before: Option<Before>,
-        is_whole: bool,
         is_again: bool,
     ) -> Result<PassRead> {
         let (store, options) = (self.run.store, self.options);
@@ -270,6 +268,7 @@ impl<'a> Backup<'a> {
         });
         let (file_systems, owners) = (&self.run.file_systems, &self.run.owners);
         let root = before.map(|before| before.root);
+        let is_whole = before.is_some_and(|before| before.is_whole);
         let recheck = Recheck { store, comparison, is_whole, root, file_systems, owners };
         let ingest = Ingest::new(&self.run, exclude)?;
         let rules = Rules {
@@ -376,9 +375,9 @@ impl<'a> Backup<'a> {
         let tree = self.tree()?;
         let ended = (self.options.about.clock)();
         let (root, started, is_taken_over) = (tree, self.run.start, true);
-        self.before = Some(Before { root, started, ended, is_taken_over });
         // This backup stored or looked up everything that the tree names.
-        self.is_whole = true;
+        let is_whole = true;
+        self.before = Some(Before { root, started, ended, is_taken_over, is_whole });
         self.trees.clear();
         self.has_content = false;
         self.run.counters.empty_references.lock().clear();

@@ -5,16 +5,17 @@
 
 use crate::entry::EntryKind;
 use crate::glob::ends;
-use crate::source::{self, Stat, split};
+use crate::source::{Stat, split};
 use crate::walk::{Above, Root, join};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Maximum number of names of a directory that are noted.
 const NAMES_MAX: usize = 64;
+/// Error of an object that exists and is not found by its name.
+pub const MISSING: &str = "it exists, but the file system does not find it when it is read";
 /// Pause for an object that is being replaced.
 pub const REPLACED_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of such pauses in a row.
@@ -76,7 +77,7 @@ impl Vanished {
 
     /// Returns a directory that went away and is missing now. It may have moved.
     pub fn missing_dir(&self) -> Option<Vec<u8>> {
-        let root = Root { tree_path: Vec::new(), dir: source::open_dir(Path::new("/")).ok()? };
+        let root = Root::of_machine().ok()?;
         let noted = self.0.lock();
         noted.dirs.keys().find(|path| root.stat(path).is_err()).cloned()
     }
@@ -98,8 +99,7 @@ impl Vanished {
             return tops.to_vec();
         }
         let mut again = BTreeSet::new();
-        let Ok(dir) = source::open_dir(Path::new("/")) else { return Vec::new() };
-        let root = Root { tree_path: Vec::new(), dir };
+        let Ok(root) = Root::of_machine() else { return Vec::new() };
         let is_there = |path: &Vec<u8>| root.stat(path).is_ok();
         await_quiet(&root, dirs.keys());
         for (path, gone) in dirs {
@@ -164,6 +164,7 @@ mod tests {
     use crate::backup::tree_path;
     use std::fs;
     use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
     /// Returns the directories down to a path, as a walk finds them.
     fn listed(top: &Path, path: &Path) -> Option<Arc<Above>> {

@@ -4,6 +4,7 @@ use super::{Backup, Before, PassRead, Places, Replaced};
 use crate::backup::absolute;
 use crate::backup::lenders::{self, Borrowed};
 use crate::backup::roots::{Roots, Source};
+use crate::backup::vanished::MISSING;
 use crate::entry::is_within;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
@@ -20,7 +21,6 @@ use std::path::PathBuf;
 const LENDERS_DEPTH_MAX: usize = 10;
 /// Maximum number of times that paths which went away are looked for.
 const LOOKS_MAX: usize = 5;
-
 /// Maximum number of entries of a pass that is read again as a whole because a directory may have
 /// moved.
 const MOVED_ENTRIES_MAX: u64 = 1_000_000;
@@ -71,7 +71,7 @@ impl Backup<'_> {
                 break;
             }
             if looks == LOOKS_MAX {
-                let error = io::Error::other("it exists, but was not found when it was read");
+                let error = io::Error::other(MISSING);
                 for path in again {
                     let counters = &self.run.counters;
                     counters.report_unreadable(self.run.store.observer(), &path, &error);
@@ -150,11 +150,11 @@ impl Backup<'_> {
         };
         let root = self.tree()?;
         let (started, ended) = (self.run.start, (self.options.about.clock)());
-        let before = Before { root, started, ended, is_taken_over: true };
+        let before = Before { root, started, ended, is_taken_over: true, is_whole: true };
         let counters = &self.run.counters;
         let (changes, unreadable) = (counters.changes(), self.unreadable_count());
         let was_again = counters.set_again(true);
-        let done = self.pass(&tops, &replaced.exclude, Some(before), true, true);
+        let done = self.pass(&tops, &replaced.exclude, Some(before), true);
         let counters = &self.run.counters;
         counters.set_again(was_again);
         let read = match done {
