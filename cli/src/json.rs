@@ -898,8 +898,8 @@ pub struct SnapshotLine<'a> {
     pub run_id: Option<String>,
     /// Number of source paths that could not be read and are missing.
     pub errors: u64,
-    /// Sources that had lost most of their files, or their mount. With any of them, the snapshot
-    /// counts for no rule and is no parent.
+    /// Sources that had lost most of their files, or their mount. Later backups and retention rules
+    /// ignore a snapshot with any of them.
     pub emptied: Vec<EmptiedSource>,
     /// The instance, if this is the backup of one.
     pub instance: Option<SnapshotInstance<'a>>,

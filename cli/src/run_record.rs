@@ -65,8 +65,8 @@ pub struct RunRecord {
     pub files_stored_plainly: BTreeMap<&'static str, u64>,
     /// Damage found in older snapshots; null if none was found.
     pub damage: Option<DamageFound>,
-    /// Sources that lost most of their files, or their mount. With any of them, the snapshot counts
-    /// for no rule and is no parent.
+    /// Sources that lost most of their files, or their mount. Later backups and retention rules ignore
+    /// a snapshot with any of them.
     pub emptied: Vec<EmptiedSource>,
     /// Number of paths that are missing from the snapshot or lack metadata there.
     pub errors: u64,

@@ -596,8 +596,8 @@ impl<'a> Finder<'a> {
     }
 
     /// Returns the newest of the snapshots, or the one `back` places before it. Does not count
-    /// unreadable records, and warns about them. Snapshots with emptied sources count only if there
-    /// are no others.
+    /// unreadable records, and warns about them. Uses snapshots with emptied sources only without
+    /// any others.
     fn latest(
         &mut self,
         selector: &Selector,
@@ -665,7 +665,7 @@ impl<'a> Finder<'a> {
                     chosen = Some(*header);
                     break;
                 }
-                // Only if there is no other.
+                // Used only without a sound one.
                 Some(true) => drop(chosen.get_or_insert(*header)),
                 None => unreadable += 1,
             }

@@ -77,8 +77,8 @@ pub struct Snapshot {
     #[n(16)]
     #[cbor(default)]
     pub sources: Vec<SourceState>,
-    /// Sources that had lost most of their files, or their mount. With any of them, the snapshot
-    /// counts for no rule and is no parent.
+    /// Sources that had lost most of their files, or their mount. Later backups and retention rules
+    /// ignore a snapshot with any of them.
     #[n(17)]
     #[cbor(default)]
     pub emptied: Vec<Emptied>,

@@ -499,7 +499,7 @@ pub fn explain_losses(report: &Report, instance: Option<&str>, ui: &Ui) {
         None => String::new(),
     };
     ui.explain(&format!(
-        "the snapshot counts for no rule, and later backups build on the last good one; mount the \
+        "retention rules ignore the snapshot, and later backups build on the last good one; mount the \
          disk or restore the files, then run the backup again; if the loss is meant, run it once with \
          --allow-loss{key}"
     ));

@@ -523,7 +523,7 @@ impl<'a> Plan<'a> {
 /// Maximum number of lost projects that a line for people names.
 const PROJECTS_MAX: usize = 10;
 
-/// What is freed and lost with the snapshots that go.
+/// Bytes that the deleted snapshots free, and projects that are lost with them.
 #[derive(Default)]
 struct Effects {
     freed: Option<Freed>,

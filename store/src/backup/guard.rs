@@ -2,7 +2,7 @@
 //! snapshot.
 //!
 //! Such a snapshot is kept, because nobody knows yet whether the loss is meant. It is marked, so that
-//! no later backup builds on it and no rule counts it.
+//! later backups and retention rules ignore it.
 //!
 //! Each file counts for the innermost directory among the sources around it. A part that holds other
 //! parts is therefore judged by its own files. A source that is a file counts for itself as well.
@@ -15,7 +15,7 @@ use crate::id::{ChunkId, SnapshotId};
 use crate::mount::MountState;
 use crate::snapshot::{Amount, Cause, Emptied, Id, Snapshot, SourceState};
 use crate::tree::TreeReader;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -218,7 +218,7 @@ impl<'a> Reference<'a> {
     ) -> Vec<Emptied> {
         let limits: BTreeMap<Vec<u8>, MaxLoss> =
             guard.max_loss.iter().map(|(path, limit)| (tree_path(path), *limit)).collect();
-        let all = limits.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>();
+        let all = limits.keys().chain(found.keys()).collect::<BTreeSet<_>>();
         let missing = Found::default();
         let judge = |path: &Vec<u8>| {
             let state = self.states.get(path)?;
