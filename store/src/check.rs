@@ -248,6 +248,7 @@ pub fn check_some(
         check.trees(&snapshots)?;
     }
     check.missing_chunks();
+    check.lacking_rows()?;
     if check.losses.lock().count > 0 {
         // Regardless of the index, the next backup must look at every chunk.
         check.to_index(store.index.forget_whole())?;
@@ -285,6 +286,7 @@ struct Check<'a> {
     indexed: AtomicU64,
     /// Numbers of the segments whose tables were compared with the index.
     compared: Mutex<HashSet<i64>>,
+    lacking: Mutex<Lacking>,
     bytes_read: AtomicU64,
     segments_read: AtomicU64,
     /// Number of segments with a different copy of `store.json`.
@@ -296,6 +298,23 @@ struct Check<'a> {
     /// Number of entries of each snapshot, according to its record.
     entries: HashMap<SnapshotId, u64>,
     report: Report,
+}
+
+/// Chunks in tables that the index does not locate.
+#[derive(Default)]
+struct Lacking {
+    kept: Vec<(SegmentId, ChunkId)>,
+    /// Number of those not kept.
+    more: u64,
+}
+
+impl Lacking {
+    fn push(&mut self, segment: SegmentId, chunk: ChunkId) {
+        match self.kept.len() < DAMAGES_MAX {
+            true => self.kept.push((segment, chunk)),
+            false => self.more += 1,
+        }
+    }
 }
 
 /// Losses found.
@@ -347,6 +366,7 @@ impl<'a> Check<'a> {
             row_sums: HashMap::new(),
             indexed: AtomicU64::new(0),
             compared: Mutex::default(),
+            lacking: Mutex::default(),
             bytes_read: AtomicU64::new(0),
             segments_read: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
@@ -633,11 +653,38 @@ impl Check<'_> {
                 }
                 // The index has this chunk in another segment. It is counted there.
                 Some(_) => {}
-                None => {
-                    let reason = format!("it lacks chunk {} of segment {id}", row.id);
-                    self.damage(Object::Index, reason);
+                None => self.lacking.lock().push(*id, row.id),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports the chunks that the index lacks. Those are looked up again: a prune or a backup removes
+    /// rows of segments before it adds those of other copies.
+    fn lacking_rows(&self) -> Result<()> {
+        let lacking = std::mem::take(&mut *self.lacking.lock());
+        if lacking.kept.is_empty() {
+            return Ok(());
+        }
+        let index = &self.store.index;
+        let look = || -> Result<_> {
+            let before = index.last_removal()?;
+            index.refresh();
+            let mut still = Vec::new();
+            for (segment, chunk) in &lacking.kept {
+                if index.find(chunk)?.is_none() && self.has_file(segment) {
+                    still.push((segment, chunk));
                 }
             }
+            let is_changing = !before.is_over || before != index.last_removal()?;
+            Ok(if is_changing { Vec::new() } else { still })
+        };
+        let still = self.of_index(look())?.unwrap_or_default();
+        for (segment, chunk) in &still {
+            self.damage(Object::Index, format!("it lacks chunk {chunk} of segment {segment}"));
+        }
+        if !still.is_empty() {
+            self.damage_count.fetch_add(lacking.more, Relaxed);
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Version of the tables below. An index of another version is rebuilt.
-const SCHEMA_VERSION: i64 = 6;
+const SCHEMA_VERSION: i64 = 7;
 
 /// Values of `segments.healthy`.
 const DAMAGED: i64 = 0;
@@ -84,7 +84,17 @@ const SCHEMA: &str = "
         PRIMARY KEY (seconds, nanoseconds, id)
     ) WITHOUT ROWID;
     CREATE TABLE record_values (number INTEGER PRIMARY KEY, value BLOB NOT NULL UNIQUE);
+    CREATE TABLE removals (number INTEGER NOT NULL, is_over INTEGER NOT NULL);
+    INSERT INTO removals VALUES (0, 1);
 ";
+
+/// A removal of segments from the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removal {
+    number: i64,
+    /// False as long as the index may lack rows of other copies of the removed chunks.
+    pub is_over: bool,
+}
 
 /// Location of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -429,22 +439,26 @@ impl Index {
                 let number = insert_segment(&transaction, segment, rows.len())?;
                 sorted.extend(rows.iter().map(|row| (row, number, segment.is_healthy)));
             }
-            sorted.sort_unstable_by_key(|(row, number, _)| (row.id, *number));
-            {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT (id) DO UPDATE
-                     SET segment = ?2, at = ?3, stored_len = ?4, plain_len = ?5
-                     WHERE segment = ?2 OR
-                        (SELECT healthy FROM segments WHERE number = chunks.segment) IS NOT 1",
-                )?;
-                let mut insert_damaged = transaction
-                    .prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)")?;
-                for (row, number, is_healthy) in sorted {
-                    let insert = if is_healthy { &mut insert } else { &mut insert_damaged };
-                    let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
-                    insert.execute(params![row.id.as_bytes(), number, at, stored, plain])?;
-                }
+            insert_rows(&transaction, sorted)?;
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// Adds the rows of a segment that the index lacks. The state of the segment stays.
+    pub fn complete(&self, segment: &SegmentId, rows: &[Row]) -> Result<()> {
+        self.change(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let found = "SELECT number, healthy FROM segments WHERE name = ?1";
+            let found = transaction
+                .query_row(found, [segment.as_bytes()], |row| {
+                    Ok((row.get(0)?, row.get::<_, i64>(1)? == HEALTHY))
+                })
+                .optional()?;
+            if let Some((number, is_healthy)) = found {
+                let mut sorted: Vec<_> = rows.iter().map(|row| (row, number, is_healthy)).collect();
+                sorted.sort_unstable_by_key(|(row, ..)| row.id);
+                insert_rows(&transaction, sorted)?;
             }
             Ok(transaction.commit()?)
         })
@@ -603,8 +617,9 @@ impl Index {
     /// Removes segments and all their rows, in one transaction that is durable on return.
     ///
     /// Rows of other copies of their chunks do not come back by themselves, see
-    /// [`Index::incomplete`].
-    pub fn remove(&self, segments: &[SegmentId]) -> Result<()> {
+    /// [`Index::incomplete`]. The removal is over when the result is passed to
+    /// [`end_removal`](Self::end_removal).
+    pub fn remove(&self, segments: &[SegmentId]) -> Result<Removal> {
         self.change(|connection| {
             // The files are deleted next. The rows must not reappear after a power loss.
             connection.pragma_update(None, "synchronous", "FULL")?;
@@ -612,6 +627,20 @@ impl Index {
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             removed
         })
+    }
+
+    /// Ends a removal whose other copies have their rows, unless another one began since.
+    pub fn end_removal(&self, removal: Removal) -> Result<()> {
+        self.change(|connection| {
+            let over = "UPDATE removals SET is_over = 1 WHERE number = ?1 AND is_over = 0";
+            connection.execute(over, [removal.number])?;
+            Ok(())
+        })
+    }
+
+    /// Returns the last removal.
+    pub fn last_removal(&self) -> Result<Removal> {
+        self.with(|connection| last_removal(connection))
     }
 
     /// Returns the segments of whose tables the index lacks rows, because it locates other copies of
@@ -797,7 +826,27 @@ fn insert_segment(connection: &Connection, segment: &Segment, rows: usize) -> Re
         .query_row([segment.id.as_bytes()], |row| row.get(0))?)
 }
 
-fn remove_segments(connection: &mut Connection, segments: &[SegmentId]) -> Result<()> {
+/// Inserts rows, each with the number of its segment and true if that one is healthy. They replace
+/// those of segments that are not.
+fn insert_rows(connection: &Connection, rows: Vec<(&Row, i64, bool)>) -> Result<()> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE
+         SET segment = ?2, at = ?3, stored_len = ?4, plain_len = ?5
+         WHERE segment = ?2 OR
+            (SELECT healthy FROM segments WHERE number = chunks.segment) IS NOT 1",
+    )?;
+    let mut insert_damaged =
+        connection.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    for (row, number, is_healthy) in rows {
+        let insert = if is_healthy { &mut insert } else { &mut insert_damaged };
+        let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
+        insert.execute(params![row.id.as_bytes(), number, at, stored, plain])?;
+    }
+    Ok(())
+}
+
+fn remove_segments(connection: &mut Connection, segments: &[SegmentId]) -> Result<Removal> {
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let mut numbers: Vec<i64> = Vec::new();
@@ -808,7 +857,7 @@ fn remove_segments(connection: &mut Connection, segments: &[SegmentId]) -> Resul
             .extend(number.query_row([segment.as_bytes()], |row| row.get::<_, i64>(0)).optional()?);
     }
     if numbers.is_empty() {
-        return Ok(());
+        return last_removal(&transaction);
     }
     // One pass over all rows: an index of the chunks by segment would cost every backup.
     transaction
@@ -819,7 +868,16 @@ fn remove_segments(connection: &mut Connection, segments: &[SegmentId]) -> Resul
     transaction.execute("DELETE FROM chunks WHERE segment IN (SELECT number FROM gone)", [])?;
     transaction.execute("DELETE FROM segments WHERE number IN (SELECT number FROM gone)", [])?;
     transaction.execute("DELETE FROM gone", [])?;
-    Ok(transaction.commit()?)
+    transaction.execute("UPDATE removals SET number = number + 1, is_over = 0", [])?;
+    let removal = last_removal(&transaction)?;
+    transaction.commit()?;
+    Ok(removal)
+}
+
+fn last_removal(connection: &Connection) -> Result<Removal> {
+    let last = "SELECT number, is_over FROM removals";
+    Ok(connection
+        .query_row(last, [], |row| Ok(Removal { number: row.get(0)?, is_over: row.get(1)? }))?)
 }
 
 fn failed(source: io::Error) -> Error {

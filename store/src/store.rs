@@ -686,10 +686,12 @@ pub(crate) fn is_not_found(error: &Error) -> bool {
 
 /// Adds the rows that an index lacks because it located other copies of their chunks.
 pub(crate) fn complete(backend: &dyn Backend, index: &Index) -> Result<()> {
-    for segment in index.incomplete()?.into_iter().filter(|segment| segment.is_healthy) {
+    let mut segments = index.incomplete()?;
+    segments.sort_by_key(|segment| !segment.is_healthy);
+    for segment in segments {
         // One that cannot be read now keeps its rows.
         if let Ok(table) = read_table(backend, &segment.id, segment.len) {
-            index.add(&segment, &table.rows)?;
+            index.complete(&segment.id, &table.rows)?;
         }
     }
     Ok(())
@@ -706,9 +708,15 @@ pub(crate) fn drop_rows(
     condemned.extend(segments);
     index.set_condemned(&condemned)?;
     complete(backend, index)?;
-    index.remove(segments)?;
+    remove_rows(backend, index, segments)
+}
+
+/// Removes segments with their rows from an index, and adds the rows of other copies of their chunks.
+fn remove_rows(backend: &dyn Backend, index: &Index, segments: &[SegmentId]) -> Result<()> {
+    let removal = index.remove(segments)?;
     // Another process may have changed the marks meanwhile.
-    complete(backend, index)
+    complete(backend, index)?;
+    index.end_removal(removal)
 }
 
 /// Reads and checks header, table and trailer of a segment of `len` bytes.
@@ -924,6 +932,12 @@ impl Opening<'_> {
         let Some(index) = Index::open(path, &self.store_id)? else {
             return Ok(Err(Unusable::Foreign));
         };
+        let removal = index.last_removal()?;
+        if !removal.is_over && !index.is_read_only() {
+            // The process that removed rows still runs, or was killed.
+            complete(self.backend, &index)?;
+            index.end_removal(removal)?;
+        }
         match self.reconcile(&index, purpose)? {
             None => Ok(Ok(index)),
             Some(lost) => {
@@ -986,7 +1000,7 @@ impl Opening<'_> {
                     index.add(&segment, &rows)?;
                     if self.is_removed(id)? {
                         // A prune removed its rows before this process added them.
-                        index.remove(&[*id])?;
+                        remove_rows(self.backend, index, &[*id])?;
                     }
                 }
             }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::backend::faulty::{Faulty, Operation};
 use crate::backend::{self, Backend, Memory};
-use crate::check::{ReadData, check};
+use crate::check::{Damage, ReadData, check};
 use crate::chunks::Chunks;
 use crate::config::{self, Config};
 use crate::entry::{Content, Entry, EntryKind};
@@ -298,6 +298,37 @@ fn the_index_locates_the_other_copy_of_a_chunk_whose_segment_went() {
         let report = check(store, ReadData::All).expect("checks");
         assert!(report.is_clean(), "{:?}", report.damages);
     }
+}
+
+#[test]
+fn rows_that_a_removal_has_not_added_yet_are_no_damage() {
+    let fixture = Fixture::new();
+    let [first, second] = [fixture.store(0), fixture.store(1)];
+    let [a, b] = [begin(&first, &[1, 2]), begin(&second, &[1, 2])];
+    a.finish(&first).expect("succeeds");
+    b.finish(&second).expect("succeeds");
+    drop((first, second));
+    let store = fixture.store(0);
+    let chunk = ChunkId::of(&noise(1));
+    let at = store.index.find(&chunk).expect("asks").expect("has it");
+    let removal = store.index.remove(&[at.segment]).expect("removes");
+    assert!(!removal.is_over && store.index.find(&chunk).expect("asks").is_none());
+    let damages = |store: &Store| check(store, ReadData::None).expect("checks").damages;
+    assert_eq!(damages(&store), []);
+    // If no removal explains it, it is a damage.
+    store.index.end_removal(removal).expect("ends");
+    let lacks = |damage: &Damage| damage.reason.starts_with("it lacks chunk");
+    assert!(damages(&store).iter().any(lacks));
+    drop(store);
+    // The process of a removal was killed. It is completed when the index is opened next.
+    let store = fixture.store(0);
+    let at = store.index.find(&chunk).expect("asks").expect("has it");
+    store.index.remove(&[at.segment]).expect("removes");
+    drop(store);
+    let store = fixture.store(0);
+    assert!(store.index.last_removal().expect("asks").is_over);
+    assert!(store.index.find(&chunk).expect("asks").is_some());
+    assert_eq!(damages(&store), []);
 }
 
 #[test]
