@@ -364,12 +364,16 @@ impl Error {
     }
 }
 
-/// Returns true if a read failed for a lack of resources, and not because of the file.
+/// Returns true if a read failed for a lack of resources, or because the whole store is not there, and
+/// not because of the file.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::INTR, Errno::AGAIN, Errno::NOBUFS]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    // Of the local backend. The errno of this kind concerns one file.
+    let is_store_gone =
+        error.kind() == io::ErrorKind::StaleNetworkFileHandle && error.raw_os_error().is_none();
+    let errnos =
+        [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::INTR, Errno::AGAIN, Errno::NOBUFS];
+    is_store_gone || errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Returns true if SQLite reports a damaged file, and not one that is temporarily unusable.

@@ -277,6 +277,22 @@ impl Local {
 }
 
 impl Place {
+    /// Keeps an answer, unless it says that an object is missing because the store was unmounted.
+    fn of_store<T>(&self, answer: io::Result<T>) -> io::Result<T> {
+        let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match answer {
+            Err(error) if is_missing(&error) && self.was_store && !self.is_store() => {
+                let text = "the store is no longer there; it may have been unmounted";
+                Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, text))
+            }
+            answer => answer,
+        }
+    }
+
+    fn is_store(&self) -> bool {
+        self.root.join(STORE_FILE).exists()
+    }
+
     fn forget(&self, name: &str) {
         self.open.lock().retain(|(known, _)| known != name);
     }
@@ -303,7 +319,7 @@ impl Place {
         match make() {
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
-                    && (!self.was_store || self.root.join(STORE_FILE).exists()) => {}
+                    && (!self.was_store || self.is_store()) => {}
             made => return made,
         }
         make_dir(parent, self.modes.dir)?;
@@ -320,7 +336,7 @@ impl Backend for Local {
 
     fn list(&self, dir: &str) -> io::Result<Vec<Listed>> {
         let mut listed = Vec::new();
-        for entry in fs::read_dir(self.0.root.join(dir))? {
+        for entry in self.0.of_store(fs::read_dir(self.0.root.join(dir)))? {
             let entry = entry?;
             let mut metadata = match entry.metadata() {
                 // Removed since the directory was read.
@@ -332,7 +348,9 @@ impl Backend for Local {
             }
             // Other objects than files are listed, too: they cannot be read, and skipping them
             // would hide missing data. Names that are not text are not ours.
-            if let Ok(name) = entry.file_name().into_string() {
+            if let Ok(name) = entry.file_name().into_string()
+                && is_visible(&name)
+            {
                 let len = if metadata.is_dir() { 0 } else { metadata.len() };
                 listed.push(Listed { name, len });
             }
@@ -343,18 +361,18 @@ impl Backend for Local {
 
     fn names(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(self.0.root.join(dir))? {
-            names.extend(entry?.file_name().into_string());
+        for entry in self.0.of_store(fs::read_dir(self.0.root.join(dir)))? {
+            names.extend(entry?.file_name().into_string().ok().filter(|name| is_visible(name)));
         }
         Ok(names)
     }
 
     fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file(name)?.read_exact_at(out, offset)
+        self.0.of_store(self.file(name))?.read_exact_at(out, offset)
     }
 
     fn len(&self, name: &str) -> io::Result<u64> {
-        Ok(fs::metadata(self.0.root.join(name))?.len())
+        Ok(self.0.of_store(fs::metadata(self.0.root.join(name)))?.len())
     }
 
     fn create(&self) -> io::Result<Box<dyn Pending>> {
@@ -364,7 +382,7 @@ impl Backend for Local {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.forget(name);
         let path = self.0.root.join(name);
-        fs::remove_file(&path)?;
+        self.0.of_store(fs::remove_file(&path))?;
         self.0.sync_parent(&path)
     }
 
@@ -378,6 +396,12 @@ impl Backend for Local {
         let is_known = space.f_blocks != 0;
         Ok(is_known.then(|| space.f_bavail.saturating_mul(space.f_frsize)))
     }
+}
+
+/// Returns false for names such as `.nfs…` and `.fuse_hidden…`, which file systems give to a deleted
+/// file that is still open.
+fn is_visible(name: &str) -> bool {
+    !name.starts_with('.')
 }
 
 struct LocalPending {
@@ -611,6 +635,43 @@ mod tests {
         local.write_new("snapshots/b", b"b").expect_err("is not mounted");
         local.scratch().expect_err("is not mounted");
         assert_eq!(fs::read_dir(&root).expect("lists").count(), 0);
+    }
+
+    #[test]
+    fn names_that_file_systems_give_to_deleted_files_are_not_listed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("sessions")).expect("makes");
+        for name in [".nfs0000001", ".fuse_hidden0001", "a"] {
+            fs::write(dir.path().join("sessions").join(name), "").expect("writes");
+        }
+        let local = Local::new(dir.path());
+        assert_eq!(local.names("sessions").expect("lists"), ["a"]);
+        let listed = local.list("sessions").expect("lists");
+        assert_eq!(listed, [Listed { name: "a".into(), len: 0 }]);
+    }
+
+    #[test]
+    fn nothing_counts_as_deleted_because_the_store_was_unmounted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("store");
+        fs::create_dir_all(root.join("segments")).expect("makes");
+        fs::write(root.join(STORE_FILE), "").expect("writes");
+        let local = Local::new(&root);
+        let kinds = || {
+            let mut byte = [0];
+            [
+                local.list("snapshots").map(drop),
+                local.names("snapshots").map(drop),
+                local.read("snapshots/a", 0, &mut byte),
+                local.len("segments/a").map(drop),
+                local.remove("segments/a"),
+            ]
+            .map(|answer| answer.expect_err("is missing").kind())
+        };
+        assert_eq!(kinds(), [io::ErrorKind::NotFound; 5]);
+        fs::rename(&root, dir.path().join("unmounted")).expect("moves");
+        fs::create_dir(&root).expect("makes");
+        assert_eq!(kinds(), [io::ErrorKind::StaleNetworkFileHandle; 5]);
     }
 
     #[test]
