@@ -1,6 +1,6 @@
 //! Prune: space of forgotten snapshots and killed backups, beside running backups.
 
-use crate::support::sandbox::{Dice, Outcome, Sandbox};
+use crate::support::sandbox::{Dice, Outcome, Sandbox, need_root};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -166,6 +166,47 @@ fn a_prune_killed_at_any_moment_loses_nothing() {
     sandbox.tool("diff").args(["-r", "source", "out"]).run().ok();
     sandbox.backup(["source"]);
     sandbox.assert_clean();
+}
+
+#[test]
+fn a_disk_without_a_free_byte_is_pruned() {
+    need_root();
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("disk")).expect("makes");
+    let script = "mount -t tmpfs -o size=60M none disk; export FORGEKEEP_STORE=disk/store
+        mkdir source; $FK init
+        for night in $(seq 9); do
+            for file in 1 2 3 4; do head -c 1000000 /dev/urandom >source/$file; done
+            $FK backup -q source
+        done
+        fallocate -l $(df -B1 --output=avail disk | tail -1) disk/fill
+        test $(df -B1 --output=avail disk | tail -1) = 0
+        $FK forget -q --keep-last 1
+        $FK prune
+        test $(du -sm disk/store | cut -f1) -lt 10
+        rm disk/fill
+        $FK check --read-data
+        $FK restore latest:$PWD/source --target out; diff -r source out";
+    let outcome = sandbox.in_mount_namespace(&format!("set -e\n{script}")).run().ok();
+    assert!(outcome.stderr.contains("removed index.sqlite"), "{}", outcome.all_output());
+}
+
+#[test]
+fn a_check_names_what_stops_backups_and_prunes() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "content");
+    sandbox.backup(["source"]);
+    let id = "0".repeat(32);
+    for name in [format!("condemned/{id}"), format!("sessions/{id}-000001")] {
+        sandbox.write(&format!("store/{name}"), "{");
+        sandbox.run(["prune"]).ends_with(1);
+        let outcome = sandbox.run(["check"]).ok();
+        let words = format!("{name} is malformed");
+        assert!(outcome.stderr.contains(&words), "{}", outcome.all_output());
+        assert!(outcome.stderr.contains("delete this file"), "{}", outcome.all_output());
+        sandbox.remove(format!("store/{name}"));
+        sandbox.run(["prune"]).ok();
+    }
 }
 
 #[test]

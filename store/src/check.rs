@@ -10,6 +10,7 @@ mod references;
 
 use crate::backend;
 use crate::chunks::Chunks;
+use crate::condemned;
 use crate::config;
 use crate::entry::{Content, Entry};
 use crate::error::{Error, Result, is_transient};
@@ -20,6 +21,7 @@ use crate::observe::Event;
 use crate::reach;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::segment::{self, Row, Table};
+use crate::sessions;
 use crate::snapshot::{self, Snapshot, Stamp};
 use crate::store::shard_dir;
 use crate::store::{SEGMENTS_DIR, Store};
@@ -234,6 +236,7 @@ pub fn check_some(
 ) -> Result<Report> {
     let mut check = Check::new(store, read_data);
     check.config()?;
+    check.markers();
     let mut snapshots = check.snapshots()?;
     if let Some(only) = only {
         snapshots.retain(|(id, _)| only.contains(id));
@@ -412,6 +415,21 @@ impl Check<'_> {
             Err(error) => self.damage(Object::Config, error),
         }
         Ok(())
+    }
+
+    /// Warns of objects of backups and prunes that cannot be read. They concern no snapshot.
+    fn markers(&self) {
+        let (backend, local) = (&*self.store.backend, self.store.workspace.local());
+        let condemned = condemned::list(backend, local).map(drop);
+        let sessions = sessions::list(backend).and_then(|sessions| {
+            sessions.keys().try_for_each(|id| sessions::life(backend, local, id).map(drop))
+        });
+        for error in [condemned, sessions].into_iter().filter_map(std::result::Result::err) {
+            let text = format!(
+                "{error}; backups or prunes refuse the store; delete this file while none of them runs"
+            );
+            self.store.observer().event(Event::Warning(text));
+        }
     }
 
     fn snapshots(&mut self) -> Result<Vec<(SnapshotId, Snapshot)>> {

@@ -380,8 +380,11 @@ impl<'a> Prune<'a> {
     /// Writes down the sessions that still run. Best effort: without it, the next prune waits longer.
     fn note(&self, left: &BTreeMap<String, (u64, Instant)>, before: &Notes) {
         let note = |(id, (newest, _)): (&String, &(u64, Instant))| {
-            let old = before.get(id).filter(|(of_note, _)| of_note == newest).copied();
-            (id.clone(), old.unwrap_or((*newest, self.options.now.seconds)))
+            // A note from the future is of a clock that was ahead. With it, the session would run for ever.
+            let now = self.options.now.seconds;
+            let counts = |(of_note, seconds): &&(u64, i64)| of_note == newest && *seconds <= now;
+            let old = before.get(id).filter(counts).copied();
+            (id.clone(), old.unwrap_or((*newest, now)))
         };
         let notes: Notes = left.iter().map(note).collect();
         let bytes = serde_json::to_vec(&notes).expect("writing to memory cannot fail");

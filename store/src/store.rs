@@ -59,8 +59,17 @@ pub enum Purpose {
     Read,
     /// Adding snapshots.
     Write,
+    /// Deleting snapshots and data. Works on a full disk.
+    Delete,
     /// Rebuilding the index under an exclusive lock.
     Rebuild,
+}
+
+impl Purpose {
+    /// Returns true if snapshots or data are added or deleted.
+    fn is_change(self) -> bool {
+        matches!(self, Purpose::Write | Purpose::Delete)
+    }
 }
 
 /// Levels of directories below that of a store: `segments/xx`.
@@ -244,7 +253,7 @@ impl Store {
         }
         let lock = match purpose {
             Purpose::Read => Lock::take_to_read(root),
-            Purpose::Write => Lock::take(root, Mode::Shared),
+            Purpose::Write | Purpose::Delete => Lock::take(root, Mode::Shared),
             Purpose::Rebuild => Lock::take(root, Mode::Exclusive),
         }?;
         if let Some(reason) = lock.unsupported() {
@@ -267,11 +276,11 @@ impl Store {
                 observer.event(Event::Warning(text));
             }
         }
-        if purpose == Purpose::Write {
+        if purpose.is_change() {
             local.remove_unpublished().map_err(Error::store_write("tmp"))?;
         }
         let workspace = Workspace::inside(&local);
-        if purpose == Purpose::Write && lock.unsupported().is_none() {
+        if purpose.is_change() && lock.unsupported().is_none() {
             // An index is built in the store only under the exclusive lock.
             crate::index::remove_unfinished(&workspace.index_path());
         }
@@ -863,10 +872,24 @@ impl Opening<'_> {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(unusable)) => unusable.to_string(),
                 Err(error @ Error::Index(_)) if error.is_out_of_space() || workspace.is_full() => {
-                    if purpose == Purpose::Write {
-                        // A new one would need even more space.
-                        let source = io::ErrorKind::StorageFull.into();
-                        return Err(Error::StoreWrite { name: INDEX_FILE.into(), source });
+                    match purpose {
+                        Purpose::Read | Purpose::Rebuild => {}
+                        Purpose::Write => {
+                            // A new one would need even more space.
+                            let source = io::ErrorKind::StorageFull.into();
+                            return Err(Error::StoreWrite { name: INDEX_FILE.into(), source });
+                        }
+                        Purpose::Delete => {
+                            let (index, dir) = self.build_aside(purpose)?;
+                            // Its space is enough for what a prune writes before it deletes.
+                            workspace.remove_index();
+                            let text = format!(
+                                "the disk of the store is full: removed {INDEX_FILE}, which the \
+                                 next command builds again"
+                            );
+                            self.observer.event(Event::Warning(text));
+                            return Ok((index, Some(dir)));
+                        }
                     }
                     "the disk of the store is full".to_owned()
                 }

@@ -60,6 +60,8 @@ impl Workspace {
     /// Creates an unnamed scratch file. It disappears when the run ends in any way.
     pub fn scratch(&self) -> io::Result<File> {
         match &self.local {
+            // A prune works on a full disk.
+            Some(_) if self.is_full() => tempfile::tempfile(),
             Some(local) => match local.scratch() {
                 // A dry run works on a store that cannot be written.
                 Err(error) if is_denied(&error) => tempfile::tempfile().map_err(|_| error),
@@ -74,6 +76,13 @@ impl Workspace {
         // A rescue system may have no place for temporary files but its memory.
         tempfile::tempdir()
             .or_else(|error| tempfile::tempdir_in("/dev/shm").map_err(|_| Error::temporary(error)))
+    }
+
+    /// Removes the index and the files beside it. Best effort. Processes that use it keep theirs.
+    pub(crate) fn remove_index(&self) {
+        for end in INDEX_NAME_ENDS {
+            let _ = std::fs::remove_file(self.dir.join(format!("{INDEX_FILE}{end}")));
+        }
     }
 
     /// Finds a pipe, directory or dangling link at one of the index's file names. SQLite would wait

@@ -44,7 +44,7 @@ pub struct Prune {
 
 impl Prune {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let purpose = if self.dry_run { Purpose::Read } else { Purpose::Write };
+        let purpose = if self.dry_run { Purpose::Read } else { Purpose::Delete };
         let (store, watch) = super::open_to_change(&global.place()?, ui, purpose, "prune")?;
         let options = PruneOptions {
             is_dry: self.dry_run,

@@ -15,8 +15,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest time between two steps of an actor. A longer one means that actors wait for each other.
-const STEP_MAX: Duration = Duration::from_secs(60);
+/// Number of seconds without a step after which actors wait for each other. They are counted one by
+/// one: the whole machine may stand still for longer.
+const STILL_MAX: u32 = 60;
 
 /// Questions about a silent session after which it counts as dead.
 const QUESTIONS_MAX: u32 = 40;
@@ -332,10 +333,13 @@ impl World {
         if let Some(first) = inner.turn {
             self.wakes[first].notify_all();
         }
+        let mut still = 0;
         while inner.turn.is_some() {
             let before = inner.steps;
             let wake = &self.wakes[self.wakes.len() - 1];
-            if wake.wait_for(&mut inner, STEP_MAX).timed_out() && inner.steps == before {
+            let is_over = wake.wait_for(&mut inner, Duration::from_secs(1)).timed_out();
+            still = if is_over && inner.steps == before { still + 1 } else { 0 };
+            if still == STILL_MAX {
                 let trace = inner.trace.take().unwrap_or_default();
                 panic!("actor {:?} stands still: {:?}\n{trace}", inner.turn, inner.actors);
             }
