@@ -2,6 +2,7 @@
 
 use crate::support::sandbox::{Sandbox, need_root};
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 
 /// Writes files of one byte, or other content.
 fn fill(sandbox: &Sandbox, dir: &str, files: usize) {
@@ -166,6 +167,84 @@ fn slow_losses_are_compared_with_the_last_complete_snapshot() {
     sandbox.write("later/1", "1");
     let outcome = sandbox.run(["backup", "source", "later"]).ends_with(3);
     assert!(outcome.stderr.contains("source lost most of its data"), "{}", outcome.all_output());
+}
+
+/// Gives the sandbox to another account, and makes one file of `source` unreadable for it.
+fn with_unreadable_file(sandbox: &Sandbox) {
+    need_root();
+    sandbox.give_to_nobody("store");
+    sandbox.give_to_nobody("source");
+    std::fs::set_permissions(sandbox.path("source/0"), PermissionsExt::from_mode(0o000))
+        .expect("changes");
+}
+
+#[test]
+fn losses_since_an_incomplete_snapshot_are_noticed() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "source", 60);
+    sandbox.run(["backup", "source"]).ok();
+    fill(&sandbox, "source", 400);
+    with_unreadable_file(&sandbox);
+    sandbox.as_nobody(["backup", "source"]).run().ends_with(3);
+    std::fs::rename(sandbox.path("source"), sandbox.path("away")).expect("moves");
+    fill(&sandbox, "source", 55);
+    sandbox.give_to_nobody("source");
+    sandbox.as_nobody(["backup", "source"]).run().ends_with(3);
+    assert_eq!(causes(&sandbox), [vec![], vec![], vec!["shrunk".to_owned()]]);
+    sandbox.as_nobody(["forget", "--keep-last", "5"]).run().ok();
+    assert_eq!(snapshots(&sandbox).len(), 3);
+}
+
+#[test]
+fn an_allowed_loss_is_not_reported_again_after_an_incomplete_snapshot() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "source", 150);
+    fill(&sandbox, "gone", 150);
+    sandbox.run(["backup", "source", "gone"]).ok();
+    sandbox.remove("gone");
+    sandbox.run(["backup", "source", "gone", "--allow-loss"]).ends_with(3);
+    sandbox.run(["backup", "source", "gone"]).ends_with(3);
+    assert_eq!(causes(&sandbox), [[""; 0]; 3]);
+}
+
+#[test]
+fn an_emptied_source_does_not_hide_what_others_got_since() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "a", 60);
+    fill(&sandbox, "b", 1);
+    sandbox.run(["backup", "a", "b"]).ok();
+    sandbox.remove("b");
+    fill(&sandbox, "a", 400);
+    for _ in 0..2 {
+        sandbox.run(["backup", "a", "b"]).ends_with(3);
+    }
+    sandbox.remove("a");
+    fill(&sandbox, "a", 50);
+    fill(&sandbox, "b", 1);
+    // Also later: the first of these snapshots is no measure for the second.
+    for _ in 0..2 {
+        sandbox.run(["backup", "a", "b"]).ends_with(3);
+    }
+    let (gone, shrunk) = (vec!["gone".to_owned()], vec!["shrunk".to_owned()]);
+    assert_eq!(causes(&sandbox), [vec![], gone.clone(), gone, shrunk.clone(), shrunk]);
+    sandbox.run(["forget", "--keep-last", "5"]).ok();
+    assert_eq!(snapshots(&sandbox).len(), 5);
+}
+
+#[test]
+fn lost_repositories_are_noticed_though_their_objects_do_not_count() {
+    let sandbox = Sandbox::with_store();
+    let create = "mkdir s; cd s; for r in $(seq 12); do
+            git init -q --bare --template= $r; cd $r
+            for n in $(seq 10); do seq $n $((n + 3000)) | git hash-object -w --stdin >../x; done
+            cd ..; done; rm x";
+    sandbox.tool("sh").args(["-ec", create]).run().ok();
+    sandbox.run(["backup", "s"]).ok();
+    for repository in 4..=12 {
+        sandbox.remove(format!("s/{repository}"));
+    }
+    sandbox.run(["backup", "s"]).ends_with(3);
+    assert_eq!(causes(&sandbox), [vec![], vec!["shrunk".to_owned()]]);
 }
 
 #[test]

@@ -28,5 +28,6 @@ pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
         run: None,
         sources: Vec::new(),
         emptied: Vec::new(),
+        is_loss_allowed: false,
     }
 }

@@ -82,6 +82,11 @@ pub struct Snapshot {
     #[n(17)]
     #[cbor(default)]
     pub emptied: Vec<Emptied>,
+    /// True if every loss was allowed: later backups count losses from this snapshot on, even if it is
+    /// incomplete.
+    #[n(18)]
+    #[cbor(default)]
+    pub is_loss_allowed: bool,
 }
 
 /// Number of files and their bytes. Everything but a directory counts as a file, except objects and
@@ -92,9 +97,17 @@ pub struct Amount {
     /// Number of files.
     #[n(0)]
     pub files: u64,
-    /// Sum of the sizes of all files in bytes.
+    /// Sum of the sizes of all files in bytes, with those of git.
     #[n(1)]
     pub bytes: u64,
+    /// Number of objects and references of git.
+    #[n(2)]
+    #[cbor(default)]
+    pub joined: u64,
+    /// Part of `bytes` in these.
+    #[n(3)]
+    #[cbor(default)]
+    pub joined_bytes: u64,
 }
 
 /// A source path at the time of the backup, for a comparison with later ones.
@@ -550,6 +563,7 @@ pub(crate) fn example() -> Snapshot {
         run: None,
         sources: Vec::new(),
         emptied: Vec::new(),
+        is_loss_allowed: false,
     }
 }
 
@@ -645,7 +659,8 @@ mod tests {
             |(start, end, words, paths, (ids, instance, skipped), numbers)| {
                 let ((root, parent), [files_new, bytes, unreadable_count]) = (ids, numbers);
                 let (host, user, program, tags, excludes) = words;
-                let amount = Amount { files: files_new, bytes };
+                let (joined, joined_bytes) = (bytes % 7, bytes / 2);
+                let amount = Amount { files: files_new, bytes, joined, joined_bytes };
                 let state = SourceState {
                     amount,
                     mount: parent.map(|id| id.to_vec().into()),
@@ -677,6 +692,7 @@ mod tests {
                     run: parent.map(|id| [id[0]; 16].into()),
                     sources: vec![state; usize::from(bytes as u8 % 3)],
                     emptied: vec![emptied; usize::from(bytes as u8 % 2)],
+                    is_loss_allowed: bytes % 5 == 0,
                 }
             },
         )

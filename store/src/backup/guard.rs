@@ -92,8 +92,13 @@ pub struct Guard {
 impl Amount {
     /// Adds a file.
     fn add(&mut self, entry: &Entry) {
-        self.files += u64::from(!git::is_joined(&entry.path));
+        let is_joined = git::is_joined(&entry.path);
+        self.files += u64::from(!is_joined);
+        self.joined += u64::from(is_joined);
         self.bytes = self.bytes.saturating_add(entry.size);
+        if is_joined {
+            self.joined_bytes = self.joined_bytes.saturating_add(entry.size);
+        }
     }
 }
 
@@ -287,12 +292,25 @@ fn loss(
     let then = Amount {
         files: then.files.saturating_sub(unread.files),
         bytes: then.bytes.saturating_sub(unread.bytes),
+        joined: then.joined.saturating_sub(unread.joined),
+        joined_bytes: then.joined_bytes.saturating_sub(unread.joined_bytes),
     };
     if then != nothing && now == nothing {
         return Some((Cause::Empty, then));
     }
-    let is_within = limit.allows(then.files, now.files) && limit.allows(then.bytes, now.bytes);
-    (then.files >= FILES_MIN && !is_within).then_some((Cause::Shrunk, then))
+    let has_lost = |of: fn(&Amount) -> u64| !limit.allows(of(&then), of(&now));
+    let lost_files = has_lost(|of| of.files);
+    // Housekeeping takes most objects of git and their bytes, and none of the few other files of a
+    // repository.
+    let is_lost = if then.files >= FILES_MIN {
+        lost_files || has_lost(|of| of.bytes.saturating_sub(of.joined_bytes))
+    } else {
+        let all = then.files.saturating_add(then.joined);
+        all >= FILES_MIN && lost_files && has_lost(|of| of.bytes)
+    };
+    let lost_all_objects = then.joined >= FILES_MIN && now.joined == 0;
+    let is_lost = is_lost || lost_all_objects;
+    is_lost.then_some((Cause::Shrunk, then))
 }
 
 /// Adds an entry that the backup did not look for to the sources for which it counted.

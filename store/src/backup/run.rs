@@ -18,7 +18,7 @@ use crate::recipe::{Extent, Extents};
 use crate::records::Named;
 use crate::reuse::Allowance;
 use crate::skipped::{Noted, Spared};
-use crate::snapshot::{self, Amount, Id, Instance, Skipped, Snapshot, Statistics};
+use crate::snapshot::{self, Amount, Emptied, Id, Instance, Skipped, Snapshot, Statistics};
 use crate::source::Owners;
 use crate::store::{RunningSession, Store};
 use crate::tree::{Lost, TreeReader};
@@ -187,8 +187,10 @@ pub struct BackupState<'a> {
     pub file_systems: FileSystems,
     pub owners: Owners,
     pub parent: Option<Named>,
-    /// Last complete snapshot without emptied sources, unless it is the parent.
+    /// Last snapshot from which losses count, unless it is the parent.
     reference: Option<Named>,
+    /// Later ones with emptied sources, newest first.
+    emptied: Vec<Named>,
     /// File systems of the source paths, as paths in the tree.
     pub mounts: BTreeMap<Vec<u8>, MountState>,
     /// Directories below source paths that have no files any more.
@@ -227,7 +229,7 @@ impl<'a> BackupState<'a> {
         }
         // Before the parent is chosen: see `sessions`.
         let session = (!options.is_dry).then(|| store.begin_session(host)).transpose()?;
-        let Before { parent, reference, skipped_records } =
+        let Before { parent, reference, emptied, skipped_records } =
             before(store, host, like, start, options.is_dry)?;
         let damaged = store.index.damaged()?;
         let has_passes = matches!(like, Likeness::Instance(_));
@@ -251,6 +253,7 @@ impl<'a> BackupState<'a> {
             owners,
             parent,
             reference,
+            emptied,
             mounts,
             emptied_dirs,
             skipped_records,
@@ -350,7 +353,7 @@ impl<'a> BackupState<'a> {
             ..self.noted.record(&excludes, &named)
         };
         let found = self.found(&root, &sources);
-        let mut emptied = Vec::new();
+        let mut emptied: Vec<Emptied> = Vec::new();
         let removed = match &self.parent {
             Some((id, parent)) => {
                 let spared = Spared::of(&excludes, &skipped, named.iter().cloned())?;
@@ -360,20 +363,46 @@ impl<'a> BackupState<'a> {
                         |all: &HashSet<Vec<u8>>| ends(path).any(|end| all.contains(&path[..end]));
                     has(&named) && !has(&unread_paths) && !spared.covers(path)
                 };
-                let (id, good) = self.reference.as_ref().map_or((id, parent), |(id, of)| (id, of));
-                let mut unread = BTreeMap::new();
-                let mut skip = |entry: &Entry| guard::count_unread(entry, &sources, &mut unread);
-                let removed = |from: &Snapshot, skip: &mut dyn FnMut(&Entry)| {
-                    removed(&self.packer, &from.root.chunk(), &root, &was_looked_for, skip)
+                // `counts` chooses the sources to judge by their paths.
+                let mut compare =
+                    |id: &SnapshotId, then: &Snapshot, counts: &dyn Fn(&ByteVec) -> bool| {
+                        let mut unread = BTreeMap::new();
+                        let mut skip = |entry: &Entry| {
+                            guard::count_unread(entry, &sources, &mut unread);
+                        };
+                        let removed = removed(
+                            &self.packer,
+                            &then.root.chunk(),
+                            &root,
+                            &was_looked_for,
+                            &mut skip,
+                        );
+                        let reference = Reference::new(*id, then, &self.packer);
+                        let mut lost = reference.judge(&found, &unread, &options.guard);
+                        lost.extend(reference.emptied_dirs(&self.emptied_dirs, &self.packer));
+                        let is_known =
+                            |path: &ByteVec| emptied.iter().any(|known| known.path == *path);
+                        lost.retain(|lost| counts(&lost.path) && !is_known(&lost.path));
+                        emptied.extend(lost);
+                        removed
+                    };
+                // An incomplete parent may lack what the reference has, and have what came since.
+                let all = |_: &ByteVec| true;
+                let since_good = self.reference.as_ref().map(|(id, good)| compare(id, good, &all));
+                let is_same = self.reference.as_ref().is_some_and(|(_, of)| of.root == parent.root);
+                let since_parent = match since_good.filter(|_| is_same) {
+                    Some(since_good) => since_good,
+                    None => compare(id, parent, &all),
                 };
-                let since_good = removed(good, &mut skip);
-                let since_parent = match parent.root == good.root {
-                    true => since_good,
-                    false => removed(parent, &mut |_| {}),
-                };
-                let reference = Reference::new(*id, good, &self.packer);
-                emptied = reference.judge(&found, &unread, &options.guard);
-                emptied.extend(reference.emptied_dirs(&self.emptied_dirs, &self.packer));
+                // A snapshot with an emptied source has what others of its sources got since.
+                let mut open: Option<BTreeSet<&ByteVec>> = None;
+                for (id, then) in &self.emptied {
+                    let lost: BTreeSet<&ByteVec> =
+                        then.emptied.iter().map(|emptied| &emptied.path).collect();
+                    let is_open = |path: &ByteVec| open.as_ref().is_none_or(|of| of.contains(path));
+                    compare(id, then, &|path| is_open(path) && !lost.contains(path));
+                    open = Some(lost.into_iter().filter(|path| is_open(path)).collect());
+                }
                 let is_known = unread_paths.len() < UNREADABLE_PATHS_MAX;
                 since_parent.filter(|_| is_known)
             }
@@ -406,6 +435,7 @@ impl<'a> BackupState<'a> {
             run: about.run.map(Into::into),
             sources: states,
             emptied: guard::cut(emptied.clone()),
+            is_loss_allowed: options.guard.allow_loss,
         };
         let older = || store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
         let mut damage = store.damage.summary(older);
@@ -574,8 +604,11 @@ fn removed(
 struct Before {
     /// Snapshot from which to take unchanged files.
     parent: Option<Named>,
-    /// Last complete one without emptied sources, unless it is the parent.
+    /// Last one without emptied sources that is complete, or whose losses were allowed, unless it is
+    /// the parent.
     reference: Option<Named>,
+    /// Later ones with emptied sources, newest first. All but the first have fewer than the one before.
+    emptied: Vec<Named>,
     /// Number of skipped records.
     skipped_records: u64,
 }
@@ -610,12 +643,25 @@ fn before(store: &Store, host: &str, like: &Likeness, now: Time, is_dry: bool) -
             ));
             continue;
         }
-        if snapshot.host != host || snapshot.is_emptied() {
+        if snapshot.host != host {
+            continue;
+        }
+        if snapshot.is_emptied() {
+            let paths = |of: &Snapshot| -> BTreeSet<ByteVec> {
+                of.emptied.iter().map(|emptied| emptied.path.clone()).collect()
+            };
+            let has_more = before
+                .emptied
+                .last()
+                .is_none_or(|(_, last)| !paths(&snapshot).is_superset(&paths(last)));
+            if matches!(like.of(&snapshot), Match::Same) && has_more {
+                before.emptied.push((id, snapshot));
+            }
             continue;
         }
         match like.of(&snapshot) {
             Match::Same => {
-                let is_good = snapshot.is_complete();
+                let is_good = snapshot.is_complete() || snapshot.is_loss_allowed;
                 if before.parent.is_none() {
                     before.parent = Some((id, snapshot));
                 } else if is_good {

@@ -2,7 +2,7 @@ use super::*;
 use std::collections::BTreeSet;
 
 fn amount(files: u64, bytes: u64) -> Amount {
-    Amount { files, bytes }
+    Amount { files, bytes, ..Amount::default() }
 }
 
 fn found(files: u64, bytes: u64) -> Found {
@@ -31,6 +31,27 @@ fn more_than_half_of_a_hundred_files_is_a_loss() {
     // Empty files are files.
     assert_eq!(of((100, 0), (50, 0)), None);
     assert_eq!(of((u64::MAX, u64::MAX), (1, 1)), Some(Cause::Shrunk));
+}
+
+#[test]
+fn repositories_are_lost_with_their_few_other_files() {
+    let of = |now: (u64, u64)| {
+        let then = Amount { joined: 300, ..amount(90, 1000) };
+        cause(then, &found(now.0, now.1), MaxLoss::HALF)
+    };
+    assert_eq!(of((6, 60)), Some(Cause::Shrunk));
+    assert_eq!(of((90, 1000)), Some(Cause::Shrunk), "no object is left");
+    let of = |then: u64, now: (u64, u64)| {
+        let with = |amount, joined, joined_bytes| Amount { joined, joined_bytes, ..amount };
+        let now = Found { amount: with(amount(now.0, now.1), 3, 90), ..found(0, 0) };
+        cause(with(amount(then, 1000), 300, 900), &now, MaxLoss::HALF)
+    };
+    // Housekeeping, and files that a user deletes beside a repository.
+    assert_eq!(of(90, (90, 190)), None);
+    assert_eq!(of(90, (6, 900)), None);
+    assert_eq!(of(120, (120, 190)), None);
+    // The other files.
+    assert_eq!(of(120, (120, 130)), Some(Cause::Shrunk));
 }
 
 #[test]
