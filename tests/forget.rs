@@ -238,6 +238,32 @@ fn named_snapshots_go_except_the_last_and_pinned_ones() {
 }
 
 #[test]
+fn what_stops_a_prune_can_be_deleted_by_its_id() {
+    let history = History::new();
+    let sandbox = &history.sandbox;
+    let plain = history.nights(1..=3);
+    let of_gitlab = history.add("2026-03-05T02:00:00Z", of_instance("gitlab"));
+    sandbox.write(&format!("store/snapshots/{}", plain[1]), "damage");
+    sandbox.run(["prune"]).fails(1, &["no copy of its record is intact", "forgekeep forget"]);
+    // Rules leave it.
+    sandbox.run(["forget", "--keep-last", "9"]).ends_with(3);
+    let short = &plain[1][..8];
+    let dry = sandbox.run(["forget", short, "--dry-run", "--explain"]).ok();
+    assert!(dry.stdout.contains("its record is damaged"), "{}", dry.stdout);
+    assert_eq!(sandbox.snapshot_ids().len(), 3);
+    let done = sandbox.run(["forget", &plain[1], &plain[0]]).ok();
+    assert!(done.stdout.ends_with("deleted 2 snapshots of store\n"), "{}", done.stdout);
+    sandbox.run(["prune"]).ok();
+    let words = ["is the last complete one of instance gitlab on ", "--allow-last"];
+    sandbox.run(["forget", &of_gitlab]).fails(1, &words);
+    sandbox.run(["forget", &of_gitlab, "--allow-last"]).ok();
+    sandbox.run(["forget", "--allow-last", "--keep-last", "1"]).ends_with(2);
+    sandbox.run(["prune"]).ok();
+    assert_eq!(sandbox.snapshot_ids(), [&*plain[2]]);
+    history.is_intact();
+}
+
+#[test]
 fn groups_are_decided_by_themselves() {
     let history = History::new();
     let sandbox = &history.sandbox;
@@ -318,6 +344,30 @@ fn the_configuration_has_rules_for_each_instance() {
         let run = forget(&[]).ends_with(1);
         assert!(run.stderr.contains(words), "{}", run.stderr);
     }
+}
+
+#[test]
+fn rules_of_the_configuration_hold_for_the_store_of_the_instance() {
+    let history = History::new();
+    let sandbox = &history.sandbox;
+    for day in 1..=3 {
+        history.add(&format!("2026-03-{day:02}T02:00:00Z"), of_instance("a"));
+    }
+    let root = sandbox.root().display();
+    let text = format!(
+        "[stores.main]\npath = '{root}/main'\n[stores.archive]\npath = '{root}/store'\n\
+         [instances.a]\nkind = 'plain'\nroot = '/srv'\nstore = 'main'\nkeep = {{ last = 1 }}\n"
+    );
+    sandbox.write("forgekeep.toml", text);
+    let forget = ["forget", "--config", "forgekeep.toml"];
+    sandbox.run(forget).fails(1, &["no instance of this store has some", "--keep-daily"]);
+    let named = sandbox.forgekeep(forget).args(["--instance", "a"]).run();
+    named.fails(1, &["the rules of instance a are for its own store", "--keep-"]);
+    assert_eq!(history.days(), [1, 2, 3]);
+    let text = String::from_utf8(sandbox.read("forgekeep.toml")).expect("text");
+    sandbox.write("forgekeep.toml", text.replace("store = 'main'", "store = 'archive'"));
+    sandbox.run(forget).ok();
+    assert_eq!(history.days(), [3]);
 }
 
 #[test]

@@ -241,7 +241,8 @@ fn hint(error: &Error) -> Option<String> {
             format!("nothing more was deleted; `forgekeep unpin {id}` removes the pin")
         }
         Error::LastComplete { .. } => {
-            "nothing was deleted; make another backup first, or delete the whole store".into()
+            "nothing was deleted; make another backup first, or give --allow-last with its id"
+                .into()
         }
         Error::ConfigDamaged(_) => {
             "restore store.json from a copy of the store; the segments are not affected".into()
@@ -249,10 +250,13 @@ fn hint(error: &Error) -> Option<String> {
         Error::SegmentDamaged { .. }
         | Error::ChunkDamaged { .. }
         | Error::ChunkMissing(_)
-        | Error::Malformed { .. }
-        | Error::SnapshotDamaged { .. } => {
+        | Error::Malformed { .. } => {
             "`forgekeep check --read-data` lists the damage and the affected paths".into()
         }
+        Error::SnapshotDamaged { id, .. } => format!(
+            "bring the file back from a copy of the store, or delete it with `forgekeep forget {}`",
+            id.short()
+        ),
         Error::NoSuchPath(_) => "`forgekeep ls` lists the paths of a snapshot".into(),
         Error::WrongKind { kind: "a directory", .. } => {
             "use `forgekeep restore` for directories".into()

@@ -15,6 +15,16 @@ use crate::store::Store;
 use crate::text::display_path;
 use std::collections::{BTreeMap, HashSet};
 
+/// What else a user wants to delete.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Permitted {
+    /// The last complete snapshot of a series.
+    pub last: bool,
+    /// Snapshots without an intact copy of their record. Nobody can restore them, and prunes refuse a
+    /// store with one.
+    pub damaged: bool,
+}
+
 impl Store {
     /// Deletes snapshots, and calls `each` after each of them. Returns their number: another process
     /// may have deleted some.
@@ -23,10 +33,11 @@ impl Store {
     pub fn forget(
         &self,
         ids: &[SnapshotId],
+        permitted: Permitted,
         now: Time,
         mut each: impl FnMut(&SnapshotId),
     ) -> Result<u64> {
-        let headers = self.may_forget(ids, now)?;
+        let headers = self.may_forget(ids, permitted, now)?;
         let deleted = self.delete(ids, &mut each);
         // An index that cannot be written costs time in the next run.
         let _ = self.index.change_headers(&headers, &[]);
@@ -34,10 +45,15 @@ impl Store {
     }
 
     /// Fails if one of these snapshots is pinned or cannot be read, or if a series would lose its last
-    /// complete snapshot. Returns their headers.
+    /// complete snapshot, unless this is permitted. Returns their headers.
     ///
     /// A snapshot from the future, or with emptied sources, does not count as one that is left.
-    pub fn may_forget(&self, ids: &[SnapshotId], now: Time) -> Result<Vec<Header>> {
+    pub fn may_forget(
+        &self,
+        ids: &[SnapshotId],
+        permitted: Permitted,
+        now: Time,
+    ) -> Result<Vec<Header>> {
         let wanted: HashSet<SnapshotId> = ids.iter().copied().collect();
         let records = self.records()?;
         if let Some(id) = self.pinned()?.intersection(&wanted).min() {
@@ -49,10 +65,13 @@ impl Store {
                 Ok(snapshot) if snapshot.is_sound() => drop(complete.insert(*id)),
                 Ok(_) => {}
                 Err(error) if self.was_forgotten(id, &error) => {}
+                Err(Error::SnapshotDamaged { .. }) if permitted.damaged => {}
                 Err(error) => return Err(error),
             }
         }
-        self.check_last(&records, &wanted, &complete, now)?;
+        if !permitted.last {
+            self.check_last(&records, &wanted, &complete, now)?;
+        }
         let is_wanted = |header: &&Header| wanted.contains(&header.position.id);
         Ok(records.headers().iter().filter(is_wanted).cloned().collect())
     }

@@ -4,7 +4,7 @@ use crate::exit::{Failure, usage, with_hint};
 use crate::json::{self, ForgetDecision, ForgetSummary, KeepReason};
 use crate::report::{civil_time, count, local_time, now, shown, size, utc_time};
 use crate::select::{self, ListFilter, Selection};
-use crate::selector::Selector;
+use crate::selector::{Selector, Which};
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::catalogue::Project;
@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use store::annotations::Annotations;
 use store::entry::{Displayed, Time};
+use store::error::Error;
+use store::forget::Permitted;
 use store::id::SnapshotId;
 use store::observe::Event;
 use store::prune::{self, Freed};
@@ -38,8 +40,9 @@ const HEADING: &str = "Rules";
 /// Without rules on the command line, the key `keep` of each instance in the configuration applies, or
 /// that of --instance only. Without any rule, nothing is deleted.
 ///
-/// With SNAPSHOT, exactly these snapshots go. The last complete one of an instance or of a set of
-/// paths, and pinned ones, are refused.
+/// With SNAPSHOT, exactly these snapshots go. Pinned ones are refused, and so is the last complete one
+/// of an instance or of a set of paths without --allow-last. An id also names a snapshot whose record
+/// is damaged.
 ///
 /// The space of the deleted snapshots stays in use until `forgekeep prune`.
 #[derive(Debug, Args)]
@@ -50,6 +53,7 @@ Examples:
   forgekeep forget --instance gitlab            by the key `keep` of the instance
   forgekeep forget                              the same for all instances
   forgekeep forget 3f2a0b12 gitlab@2026-11-20   exactly these two
+  forgekeep forget 3f2a0b12 --allow-last        the last one of a machine that is gone
 
 In the configuration:
   [instances.gitlab]
@@ -75,6 +79,9 @@ pub struct Forget {
     /// Print what would be deleted, and delete nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
+    /// Delete the last complete snapshot of an instance or of a set of paths, too
+    #[arg(long, requires = "snapshots")]
+    allow_last: bool,
     #[command(flatten)]
     filter: ListFilter,
 }
@@ -173,14 +180,20 @@ impl Forget {
         let wanted: Vec<Selector> = wanted.collect::<Result<_, _>>()?;
         let place = global.place_for(select::instance_of(&wanted, &self.filter))?;
         let (store, watch) = super::open_to_change(&place, ui, self.purpose(), "forget")?;
-        let work = || -> Result<(Selection, Annotations, bool), Failure> {
-            let selection = select::some(&store, &wanted, &self.filter)?;
+        let work = || -> Result<_, Failure> {
+            let (damaged, readable) = damaged(&store, wanted)?;
+            let selection = match readable.is_empty() {
+                true => Selection { snapshots: Vec::new(), is_sure: true },
+                false => select::some(&store, &readable, &self.filter)?,
+            };
             let (annotations, is_known) = select::annotations(&store)?;
-            let ids: Vec<SnapshotId> = selection.snapshots.iter().map(|(id, _)| *id).collect();
-            store.may_forget(&ids, now())?;
-            Ok((selection, annotations, is_known))
+            let mut ids: Vec<SnapshotId> = selection.snapshots.iter().map(|(id, _)| *id).collect();
+            ids.extend(&damaged);
+            store.may_forget(&ids, self.permitted(), now())?;
+            Ok((selection, damaged, ids, annotations, is_known))
         };
-        let (selection, annotations, is_known) = work().inspect_err(|_| watch.end())?;
+        let (selection, damaged, ids, annotations, is_known) =
+            work().inspect_err(|_| watch.end())?;
         // Signals still work while the result is printed.
         watch.hush();
         let place = store.place();
@@ -197,15 +210,22 @@ impl Forget {
             let text = format!("{}  {time}  {of}{}", id.short(), effects.text(id));
             if self.explain { ui.line(text)? } else { ui.remark(text)? }
         }
-        let ids: Vec<SnapshotId> = going.iter().map(|(id, _)| *id).collect();
+        for id in damaged {
+            let text = format!("snapshot {}: its record is damaged", id.short());
+            if self.explain { ui.line(text)? } else { ui.remark(text)? }
+        }
         let deleted = self.delete(&store, &ids, ids.len(), &effects, ui);
         watch.end();
         deleted?;
         select::answered(selection.is_sure && is_known)
     }
 
+    fn permitted(&self) -> Permitted {
+        Permitted { last: self.allow_last, damaged: !self.snapshots.is_empty() }
+    }
+
     fn purpose(&self) -> Purpose {
-        if self.dry_run { Purpose::Read } else { Purpose::Write }
+        if self.dry_run { Purpose::Read } else { Purpose::Delete }
     }
 
     /// Collects the rules of the configuration, by store.
@@ -229,6 +249,7 @@ impl Forget {
             true => config.instances.keys().collect(),
             false => self.filter.instance.iter().collect(),
         };
+        let mut has_other = false;
         for name in names {
             let rules = match rules_of(&config, name) {
                 Some(rules) => rules,
@@ -244,12 +265,26 @@ impl Forget {
                 }
             };
             let place = global.place_for(Some(name))?;
+            if let Some(other) = other_store(&config, name, &place)? {
+                // Each store has its own rules: an archive may keep more.
+                if self.filter.instance.is_empty() {
+                    has_other = true;
+                    continue;
+                }
+                let message = format!(
+                    "the rules of instance {name} are for its own store, {}: nothing is deleted",
+                    other.displayed()
+                );
+                return Err(with_hint(message, "give rules with --keep-…"));
+            }
             let filter = ListFilter { instance: vec![name.clone()], ..self.filter.clone() };
             tasks.entry(place).or_default().push(Task { rules: rules.clone(), filter });
         }
         if tasks.is_empty() {
-            let message = "no rules given, and no instance has some: nothing is deleted";
-            return Err(without_rules(message.into()));
+            let of_store = if has_other { " of this store" } else { "" };
+            return Err(without_rules(format!(
+                "no rules given, and no instance{of_store} has some: nothing is deleted"
+            )));
         }
         Ok(())
     }
@@ -345,11 +380,11 @@ impl Forget {
         ui: &Ui,
     ) -> Result<(), Failure> {
         let forgotten = if self.dry_run {
-            store.may_forget(ids, now())?;
+            store.may_forget(ids, self.permitted(), now())?;
             ids.len() as u64
         } else {
             store.remove_stale_annotations()?;
-            store.forget(ids, now(), |_| {})?
+            store.forget(ids, self.permitted(), now(), |_| {})?
         };
         let place = store.place();
         let stay = considered - ids.len();
@@ -371,6 +406,47 @@ impl Forget {
             false => format!("deleted {what} of {place}{rest}"),
         })
     }
+}
+
+/// Returns the configured store of an instance if it is another one than that at `place`.
+fn other_store<'a>(
+    config: &'a Config,
+    name: &str,
+    place: &Path,
+) -> Result<Option<&'a Path>, Failure> {
+    let Some(settings) = config.instances.get(name) else { return Ok(None) };
+    let Some(configured) = config.store_of(name, settings)? else { return Ok(None) };
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let is_other = real(&configured.path) != real(place);
+    Ok(is_other.then_some(configured.path.as_path()))
+}
+
+/// Separates the snapshots whose records are damaged, and which can only be named by an id.
+fn damaged(
+    store: &Store,
+    wanted: Vec<Selector>,
+) -> Result<(Vec<SnapshotId>, Vec<Selector>), Failure> {
+    let (listed, mut damaged, mut readable) = (store.snapshot_ids()?, Vec::new(), Vec::new());
+    for selector in wanted {
+        let digits = match &selector {
+            Selector { instance: None, which: Which::Id(digits) } => Some(digits),
+            _ => None,
+        };
+        let is_named =
+            |id: &&SnapshotId| digits.is_some_and(|digits| id.to_string().starts_with(digits));
+        let mut named = listed.iter().filter(is_named);
+        match (named.next(), named.next()) {
+            (Some(id), None)
+                if matches!(store.snapshot(id), Err(Error::SnapshotDamaged { .. })) =>
+            {
+                damaged.push(*id);
+            }
+            _ => readable.push(selector),
+        }
+    }
+    damaged.sort_unstable();
+    damaged.dedup();
+    Ok((damaged, readable))
 }
 
 /// Returns the rules of an instance, if it has some.

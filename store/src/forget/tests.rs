@@ -64,7 +64,7 @@ fn of_instance(name: &str, path: &str) -> impl FnOnce(&mut Snapshot) {
 }
 
 fn forget(store: &Store, ids: &[SnapshotId]) -> Result<u64> {
-    store.forget(ids, NOW, |_| {})
+    store.forget(ids, Permitted::default(), NOW, |_| {})
 }
 
 #[test]
@@ -80,7 +80,8 @@ fn a_snapshot_goes_with_its_tags_and_its_place_in_the_index() {
         store.unpin(&id).expect("unpins");
     }
     let mut seen = Vec::new();
-    let deleted = store.forget(&[b], NOW, |id| seen.push(*id)).expect("forgets");
+    let deleted =
+        store.forget(&[b], Permitted::default(), NOW, |id| seen.push(*id)).expect("forgets");
     assert_eq!((deleted, seen), (1, vec![b]));
     assert!(sandbox.objects().iter().all(|name| !name.contains(&b.to_string())));
     assert_eq!(store.snapshot_ids().expect("lists").len(), 2);
@@ -120,7 +121,7 @@ fn a_pin_that_comes_meanwhile_counts() {
             other.pin(&b).expect("pins");
         }
     };
-    let error = store.forget(&[a, b], NOW, pin).expect_err("pinned");
+    let error = store.forget(&[a, b], Permitted::default(), NOW, pin).expect_err("pinned");
     assert!(matches!(error, Error::Pinned(id) if id == b), "{error}");
     let mut left = vec![b, c];
     left.sort_unstable();
@@ -175,6 +176,26 @@ fn an_unreadable_snapshot_is_no_replacement_and_is_not_deleted() {
         assert!(matches!(error, Error::SnapshotDamaged { .. }), "{error}");
         sandbox.memory.with_files(|files| files.insert(name.clone(), whole.expect("written")));
     }
+}
+
+#[test]
+fn a_damaged_record_and_the_last_complete_snapshot_go_if_this_is_permitted() {
+    let sandbox = Sandbox::new();
+    let [a, b] = [10, 20].map(|second| sandbox.write(second, |_| {}));
+    let store = sandbox.store();
+    sandbox.memory.with_files(|files| files.insert(snapshot::file_name(&b), vec![1]));
+    let damaged = Permitted { damaged: true, ..Permitted::default() };
+    assert_eq!(store.forget(&[b], damaged, NOW, |_| {}).expect("forgets"), 1);
+    assert_eq!(store.snapshot_ids().expect("lists"), [a]);
+    let error = store.forget(&[a], damaged, NOW, |_| {}).expect_err("the last");
+    assert!(matches!(error, Error::LastComplete { id, .. } if id == a), "{error}");
+    // A pin is no accident.
+    let last = Permitted { last: true, ..Permitted::default() };
+    store.pin(&a).expect("pins");
+    let error = store.forget(&[a], last, NOW, |_| {}).expect_err("pinned");
+    assert!(matches!(error, Error::Pinned(id) if id == a), "{error}");
+    store.unpin(&a).expect("unpins");
+    assert_eq!(store.forget(&[a], last, NOW, |_| {}).expect("forgets"), 1);
 }
 
 #[test]

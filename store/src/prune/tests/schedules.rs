@@ -14,6 +14,7 @@ use crate::codec::Codec;
 use crate::config::{self, Config};
 use crate::entry::Time;
 use crate::error::{Error, Result};
+use crate::forget::Permitted;
 use crate::glob::Globs;
 use crate::id::{ChunkId, SnapshotId};
 use crate::observe::{Progress, Silent};
@@ -642,9 +643,9 @@ impl Act {
 
     fn forget_one(&self, store: &Store, id: SnapshotId) -> Result<()> {
         let now = Time { seconds: START + 5000, nanoseconds: 0 };
-        store.may_forget(&[id], now)?;
+        store.may_forget(&[id], Permitted::default(), now)?;
         self.view.world.forgets(&id);
-        store.forget(&[id], now, |_| {}).map(drop)
+        store.forget(&[id], Permitted::default(), now, |_| {}).map(drop)
     }
 
     fn prune(&mut self, machine: usize, options: &PruneOptions) -> Result<()> {
