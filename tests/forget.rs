@@ -13,6 +13,7 @@ use store::backend::faulty::{Faulty, Operation};
 use store::backup::{Backup, Likeness, Sources};
 use store::codec::Codec;
 use store::entry::Time;
+use store::forget::Permitted;
 use store::id::SnapshotId;
 use store::observe::Silent;
 use store::snapshot::{Instance, Snapshot};
@@ -488,7 +489,7 @@ fn a_killed_forget_leaves_snapshots_that_restore() {
         let wanted: Vec<SnapshotId> =
             ids[..2].iter().map(|id| SnapshotId::from_hex(id).expect("an id")).collect();
         let now = Time { seconds: 4_000_000_000, nanoseconds: 0 };
-        let result = store.expect("opens").forget(&wanted, now, |_| {});
+        let result = store.expect("opens").forget(&wanted, Permitted::default(), now, |_| {});
         for id in sandbox.snapshot_ids() {
             history.restores(&id);
         }

@@ -136,6 +136,7 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         run: None,
         sources: Vec::new(),
         emptied: Vec::new(),
+        is_loss_allowed: false,
     };
     snapshot.write(&Local::new(root), store::codec::Codec::new(3)).expect("writes the record")
 }
