@@ -4,6 +4,7 @@ use crate::support::lease::Lease;
 use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, need_root};
 use crate::support::stores;
 use rustix::fs::XattrFlags;
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -458,11 +459,46 @@ fn replaced_meanwhile(source: &str, replacement: &str, change: &str) -> BTreeSet
     }
     sandbox.write(&format!("new/{replacement}/sub/file"), "new");
     let lease = Lease::hold(&sandbox, "s/a/d/100", Some(change));
-    let outcome = sandbox.run(["backup", source]);
+    let outcome = sandbox.run(["backup", "--json", source]);
     lease.end(&sandbox);
-    outcome.ok();
     sandbox.restore(&sandbox.at("latest", source), "copy");
+    assert_counts(&sandbox, &outcome.ok().json(), source);
     files(&sandbox.path("copy"))
+}
+
+/// Panics unless the summary of a backup counts each file and directory of `copy` once, and their
+/// times are from before the copy was made.
+fn assert_counts(sandbox: &Sandbox, lines: &[Value], source: &str) {
+    let summary = lines.last().expect("a summary");
+    let sum = |of: &str| {
+        let count = |sort| summary[format!("{of}_{sort}")].as_u64().expect("a number");
+        ["new", "changed", "unmodified"].map(count).iter().sum::<u64>()
+    };
+    let all = |sort| {
+        let found = sandbox.tool("find").args(["copy", "-type", sort, "-printf", "%P\n"]).run();
+        found.ok().stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (found, dirs) = (all("f").len() as u64, all("d"));
+    assert_eq!([sum("files"), sum("dirs")], [found, dirs.len() as u64]);
+    assert_eq!(summary["total_files_processed"], found);
+    for dir in dirs {
+        let time = |of| sandbox.path(of).join(&dir).metadata().expect("is there").modified();
+        assert!(time("copy").expect("a time") <= time(source).expect("a time"), "{dir}");
+    }
+}
+
+#[test]
+fn files_of_a_repository_that_is_deleted_meanwhile_are_not_counted() {
+    let sandbox = Sandbox::with_store();
+    sandbox.tool("git").args(["init", "--quiet", "--bare", "s/r.git"]).run().ok();
+    sandbox.write("s/file", "stays");
+    let lease = Lease::hold(&sandbox, "s/r.git/description", Some("rm -rf s/r.git"));
+    let outcome = sandbox.run(["backup", "--json", "s"]);
+    lease.end(&sandbox);
+    sandbox.restore(&sandbox.at("latest", "s"), "copy");
+    let found = files(&sandbox.path("copy"));
+    assert_eq!(found, ["file".to_owned()].into());
+    assert_counts(&sandbox, &outcome.ok().json(), "s");
 }
 
 #[test]

@@ -115,7 +115,6 @@ fn read_inner(
         reported: HashSet::new(),
     };
     for readings in 1.. {
-        let _repeated = (readings > 1).then(|| ingest.repeat());
         reading.begin();
         reading.take_below(Some(root), found)?;
         reading.references_and_objects()?;
@@ -497,7 +496,6 @@ impl Reading<'_, '_> {
     }
 
     fn keep_unchanged(&mut self, entry: Entry) -> Result<()> {
-        self.ingest.count_unchanged(&entry);
         self.ingest.observer().progress().add(1, entry.size);
         self.keep(Some(entry))
     }

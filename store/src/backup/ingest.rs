@@ -20,7 +20,7 @@ use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use rustix::io::Errno;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -158,19 +158,6 @@ type Linked = HashMap<(u64, u64), (Stat, FileContent)>;
 
 thread_local! {
     static WINDOW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    /// True while this thread reads what it has read and counted before.
-    static REPEATS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Ends a repeated reading of this thread when it is dropped.
-pub struct Repeated {
-    before: bool,
-}
-
-impl Drop for Repeated {
-    fn drop(&mut self) {
-        REPEATS.set(self.before);
-    }
 }
 
 impl<'a> Ingest<'a> {
@@ -238,9 +225,7 @@ impl<'a> Ingest<'a> {
     ) -> Result<Result<Entry, Missing>> {
         match read {
             Ok(entry) => {
-                if !REPEATS.get() {
-                    self.counters.count(&entry, previous);
-                }
+                self.counters.count(&entry, previous);
                 self.observer().progress().add(1, entry.size);
                 Ok(Ok(entry))
             }
@@ -254,18 +239,6 @@ impl<'a> Ingest<'a> {
                 Ok(Err(Missing::Unreadable))
             }
         }
-    }
-
-    /// Counts an entry that was taken over unchanged.
-    pub fn count_unchanged(&self, entry: &Entry) {
-        if !REPEATS.get() {
-            self.counters.unchanged(entry);
-        }
-    }
-
-    /// Stops counting entries that this thread reads, because it reads them again.
-    pub fn repeat(&self) -> Repeated {
-        Repeated { before: REPEATS.replace(true) }
     }
 
     /// Withdraws the share of this file of the previous snapshot from the allowance.

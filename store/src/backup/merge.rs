@@ -211,7 +211,6 @@ impl Merge<'_, '_> {
     }
 
     fn unchanged(&mut self, entry: Entry) {
-        self.ingest.counters.unchanged(&entry);
         self.ingest.observer().progress().add(1, entry.size);
         self.batch.items.push(Item::Ready(entry));
     }

@@ -381,7 +381,6 @@ impl<'a> Backup<'a> {
         self.trees.clear();
         self.has_content = false;
         self.run.counters.empty_references.lock().clear();
-        self.run.counters.set_again(true);
         Ok(())
     }
 
@@ -541,11 +540,15 @@ impl<'a> Merging<'a> {
 }
 
 /// Returns the later of two entries with the same path. Returns the earlier one if only that is a
-/// directory, because entries below it are kept.
+/// directory, because entries below it are kept, or if the later one is a directory above a source
+/// path, which has no times.
 fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8])) -> Entry {
-    if earlier.kind == EntryKind::Directory && later.kind != EntryKind::Directory {
+    if earlier.kind != EntryKind::Directory {
+        return later;
+    }
+    if later.kind != EntryKind::Directory {
         in_the_way(&later.path);
         return earlier;
     }
-    later
+    if later.mtime.is_none() { earlier } else { later }
 }

@@ -25,12 +25,13 @@ use crate::tree::{Lost, TreeReader};
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Incomplete snapshots among which the last complete one is searched. A source with a file that is
 /// never readable has no complete ones.
@@ -42,13 +43,8 @@ const UNREADABLE_PATHS_MAX: usize = 1000;
 /// Counted while a backup runs.
 #[derive(Debug, Default)]
 pub struct Counters {
-    pub files_new: AtomicU64,
-    pub files_changed: AtomicU64,
-    pub files_unmodified: AtomicU64,
-    pub dirs_new: AtomicU64,
-    pub dirs_changed: AtomicU64,
-    pub dirs_unmodified: AtomicU64,
-    pub others: AtomicU64,
+    /// Entries that were read and differ from what they were compared with.
+    pub changes: AtomicU64,
     pub changed_while_read: AtomicU64,
     pub unreadable: AtomicU64,
     /// The paths of those, up to a limit.
@@ -64,26 +60,14 @@ pub struct Counters {
     pub copied_forward: AtomicU64,
     /// Number of files that looked special but were stored like any other file, by reason.
     pub stored_plainly: Mutex<BTreeMap<&'static str, u64>>,
-    /// True if everything was already read once.
-    is_again: AtomicBool,
 }
 
 impl Counters {
-    /// Counts an entry that was read, as new, changed or unmodified.
+    /// Counts an entry that was read, if it is new or changed.
     pub fn count(&self, entry: &Entry, previous: Option<&Entry>) {
-        if previous.is_some_and(|previous| is_same(previous, entry)) {
-            return self.unchanged(entry);
+        if !previous.is_some_and(|previous| is_same(previous, entry)) {
+            self.changes.fetch_add(1, Relaxed);
         }
-        // Another type at the same path is a new object.
-        let has_type = |previous: &Entry| previous.kind == entry.kind;
-        match (entry.kind, previous.is_some_and(has_type)) {
-            (EntryKind::File, false) => &self.files_new,
-            (EntryKind::File, true) => &self.files_changed,
-            (EntryKind::Directory, false) => &self.dirs_new,
-            (EntryKind::Directory, true) => &self.dirs_changed,
-            _ => &self.others,
-        }
-        .fetch_add(1, Relaxed);
     }
 
     /// Counts and reports a path that is missing from the snapshot.
@@ -104,35 +88,24 @@ impl Counters {
         let reason = reason.into();
         observer.event(Event::MetadataUnreadable { path: absolute(path), reason });
     }
+}
 
-    /// Stops counting unchanged entries if they were counted before. Returns the previous choice.
-    pub fn set_again(&self, is_again: bool) -> bool {
-        self.is_again.swap(is_again, Relaxed)
-    }
+/// Numbers of files, of directories and of other entries.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kinds {
+    files: u64,
+    dirs: u64,
+    others: u64,
+}
 
-    /// Returns the number of changes that were counted, to be compared with a later number.
-    pub fn changes(&self) -> u64 {
-        let changes = [
-            &self.files_new,
-            &self.files_changed,
-            &self.dirs_new,
-            &self.dirs_changed,
-            &self.others,
-        ];
-        changes.into_iter().map(|count| count.load(Relaxed)).sum()
-    }
-
-    /// Counts an entry that was taken over unchanged.
-    pub fn unchanged(&self, entry: &Entry) {
-        if self.is_again.load(Relaxed) {
-            return;
-        }
+impl Kinds {
+    fn add(&mut self, entry: &Entry) {
         match entry.kind {
-            EntryKind::File => &self.files_unmodified,
-            EntryKind::Directory => &self.dirs_unmodified,
-            _ => &self.others,
+            EntryKind::File => self.files += 1,
+            EntryKind::Directory if entry.mtime.is_none() => {}
+            EntryKind::Directory => self.dirs += 1,
+            _ => self.others += 1,
         }
-        .fetch_add(1, Relaxed);
     }
 }
 
@@ -140,6 +113,9 @@ impl Counters {
 #[derive(Debug, Clone, Default)]
 pub struct Totals {
     pub entries: u64,
+    /// Entries of each sort that have a time. Directories above source paths, and those made for
+    /// streams, have none.
+    pub kinds: Kinds,
     /// Sum of file sizes in bytes.
     pub bytes: u64,
     /// Bytes of referenced chunks that files do not need.
@@ -152,6 +128,7 @@ impl Totals {
     /// Adds an entry. The sums saturate, because a few large sparse files can exceed every number.
     pub fn add(&mut self, entry: &Entry) {
         self.entries += 1;
+        self.kinds.add(entry);
         self.bytes = self.bytes.saturating_add(entry.size);
         self.unused = self.unused.saturating_add(entry.unused);
     }
@@ -299,7 +276,7 @@ impl<'a> BackupState<'a> {
     pub fn finish(
         self,
         root: ChunkId,
-        Totals { entries, bytes, unused, sources }: Totals,
+        Totals { entries, kinds, bytes, unused, sources }: Totals,
         whole: Option<SnapshotId>,
         paths: Vec<Vec<u8>>,
         instance: Option<Instance>,
@@ -308,27 +285,6 @@ impl<'a> BackupState<'a> {
         let BackupState { store, counters, options, .. } = &self;
         let about = &options.about;
         let [chunks_new, added_bytes, added_stored_bytes] = self.added();
-        let statistics = Statistics {
-            files_new: counters.files_new.load(Relaxed),
-            files_changed: counters.files_changed.load(Relaxed),
-            files_unmodified: counters.files_unmodified.load(Relaxed),
-            dirs_new: counters.dirs_new.load(Relaxed),
-            dirs_changed: counters.dirs_changed.load(Relaxed),
-            dirs_unmodified: counters.dirs_unmodified.load(Relaxed),
-            others: counters.others.load(Relaxed),
-            entries,
-            bytes,
-            chunks_new,
-            added_bytes,
-            added_stored_bytes,
-            changed_while_read: counters.changed_while_read.load(Relaxed),
-            bytes_read: counters.bytes_read.load(Relaxed),
-            found_by_chunk: counters.found_by_chunk.load(Relaxed),
-            found_by_extent: counters.found_by_extent.load(Relaxed),
-            copied_forward: counters.copied_forward.load(Relaxed),
-            unused,
-            metadata_unreadable: counters.metadata_unreadable.load(Relaxed),
-        };
         let stored_plainly = std::mem::take(&mut *counters.stored_plainly.lock());
         let unreadable_count = counters.unreadable.load(Relaxed);
         store.observer().progress().check()?;
@@ -354,7 +310,7 @@ impl<'a> BackupState<'a> {
         };
         let found = self.found(&root, &sources);
         let mut emptied: Vec<Emptied> = Vec::new();
-        let removed = match &self.parent {
+        let Differences { new, changed, removed } = match &self.parent {
             Some((id, parent)) => {
                 let spared = Spared::of(&excludes, &skipped, named.iter().cloned())?;
                 let unread_paths = counters.unreadable_paths.lock();
@@ -370,7 +326,7 @@ impl<'a> BackupState<'a> {
                         let mut skip = |entry: &Entry| {
                             guard::count_unread(entry, &sources, &mut unread);
                         };
-                        let removed = removed(
+                        let differences = differences(
                             &self.packer,
                             &then.root.chunk(),
                             &root,
@@ -384,7 +340,7 @@ impl<'a> BackupState<'a> {
                             |path: &ByteVec| emptied.iter().any(|known| known.path == *path);
                         lost.retain(|lost| counts(&lost.path) && !is_known(&lost.path));
                         emptied.extend(lost);
-                        removed
+                        differences
                     };
                 // An incomplete parent may lack what the reference has, and have what came since.
                 let all = |_: &ByteVec| true;
@@ -404,13 +360,35 @@ impl<'a> BackupState<'a> {
                     open = Some(lost.into_iter().filter(|path| is_open(path)).collect());
                 }
                 let is_known = unread_paths.len() < UNREADABLE_PATHS_MAX;
-                since_parent.filter(|_| is_known)
+                Differences { removed: since_parent.removed.filter(|_| is_known), ..since_parent }
             }
-            None => None,
+            None => Differences { new: kinds, ..Differences::default() },
         };
         if options.guard.allow_loss {
             emptied.clear();
         }
+        let unmodified = |all: u64, new, changed| all.saturating_sub(new).saturating_sub(changed);
+        let statistics = Statistics {
+            files_new: new.files,
+            files_changed: changed.files,
+            files_unmodified: unmodified(kinds.files, new.files, changed.files),
+            dirs_new: new.dirs,
+            dirs_changed: changed.dirs,
+            dirs_unmodified: unmodified(kinds.dirs, new.dirs, changed.dirs),
+            others: kinds.others,
+            entries,
+            bytes,
+            chunks_new,
+            added_bytes,
+            added_stored_bytes,
+            changed_while_read: counters.changed_while_read.load(Relaxed),
+            bytes_read: counters.bytes_read.load(Relaxed),
+            found_by_chunk: counters.found_by_chunk.load(Relaxed),
+            found_by_extent: counters.found_by_extent.load(Relaxed),
+            copied_forward: counters.copied_forward.load(Relaxed),
+            unused,
+            metadata_unreadable: counters.metadata_unreadable.load(Relaxed),
+        };
         let state = |path: &Vec<u8>| found.get(path).map(guard::state).unwrap_or_default();
         let states = match sources.is_empty() {
             true => Vec::new(),
@@ -567,36 +545,62 @@ fn lost(store: &Store, root: &ChunkId) -> Result<u64> {
     Ok(lost)
 }
 
-/// Counts entries of the first tree that the second lacks, as far as the second backup looked for
-/// them, and calls `skip` with the others; `None` if a page cannot be read.
-fn removed(
+/// Numbers of entries that differ between two trees.
+#[derive(Default)]
+struct Differences {
+    /// Only in the second tree, or of another type in the first.
+    new: Kinds,
+    /// In both, with other content or metadata.
+    changed: Kinds,
+    /// Only in the first tree, or of another type in the second; `None` if they are not known.
+    removed: Option<Removed>,
+}
+
+/// Compares the tree of an earlier backup with that of this one. Counts what it lacks as removed as
+/// far as this backup looked for it, and calls `skip` with the others. What was in unreadable pages
+/// is new.
+fn differences(
     chunks: &dyn Chunks,
     first: &ChunkId,
     second: &ChunkId,
     was_looked_for: &dyn Fn(&[u8]) -> bool,
     skip: &mut dyn FnMut(&Entry),
-) -> Option<Removed> {
-    if first == second {
-        return Some(Removed::default());
-    }
-    let mut removed = Removed::default();
-    let mut count = |entry: &Entry| match entry.kind {
-        EntryKind::File => removed.files += 1,
-        EntryKind::Directory => removed.dirs += 1,
-        _ => {}
-    };
+) -> Differences {
+    let [mut new, mut changed, mut removed] = [Kinds::default(); 3];
+    let mut lost_parts = Vec::new();
     let mut each = |difference: Result<Change, Lost>| {
         match difference {
-            Ok(Change::Removed(entry)) if was_looked_for(&entry.path) => count(&entry),
+            Ok(Change::Added(entry)) => new.add(&entry),
+            Ok(Change::Removed(entry)) if was_looked_for(&entry.path) => removed.add(&entry),
             Ok(Change::Removed(entry)) => skip(&entry),
-            Ok(Change::Modified(old, new)) if old.kind != new.kind => count(&old),
-            Ok(_) => {}
-            Err(lost) => return Err(lost.error),
+            Ok(Change::Modified(old, entry)) if old.kind != entry.kind => {
+                removed.add(&old);
+                new.add(&entry);
+            }
+            Ok(Change::Metadata(old, entry)) if differ_in_names(&old, &entry) => {}
+            Ok(Change::Modified(_, entry) | Change::Metadata(_, entry)) => changed.add(&entry),
+            Err(lost) => lost_parts.push(lost.span),
         }
-        Ok(())
+        Ok::<_, Infallible>(())
     };
-    let compared = diff(chunks, first, second, &is_stored_alike, &mut each);
-    compared.ok().map(|()| removed)
+    if first != second {
+        let Ok(()) = diff(chunks, first, second, &is_stored_alike, &mut each);
+    }
+    if !lost_parts.is_empty() {
+        let is_in_lost = |entry: &Entry| lost_parts.iter().any(|part| part.may_be(&entry.path));
+        let entries = TreeReader::new(second, chunks).flatten();
+        entries.filter(is_in_lost).for_each(|entry| new.add(&entry));
+    }
+    let Kinds { files, dirs, .. } = removed;
+    let removed = lost_parts.is_empty().then_some(Removed { files, dirs });
+    Differences { new, changed, removed }
+}
+
+/// Returns true if two entries with the same content differ only in the names of accounts, which come
+/// from the machine.
+fn differ_in_names(a: &Entry, b: &Entry) -> bool {
+    let metadata = |entry: &Entry| (entry.mode, entry.mtime, entry.owner.uid, entry.owner.gid);
+    metadata(a) == metadata(b) && a.xattrs == b.xattrs
 }
 
 /// Earlier snapshots with which a backup compares.

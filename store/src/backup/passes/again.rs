@@ -16,6 +16,7 @@ use crate::walk::{self, Excluded};
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Maximum length of a chain of git directories that borrow from each other.
 const LENDERS_DEPTH_MAX: usize = 10;
@@ -152,11 +153,9 @@ impl Backup<'_> {
         let (started, ended) = (self.run.start, (self.options.about.clock)());
         let before = Before { root, started, ended, is_taken_over: true, is_whole: true };
         let counters = &self.run.counters;
-        let (changes, unreadable) = (counters.changes(), self.unreadable_count());
-        let was_again = counters.set_again(true);
+        let (changes, unreadable) = (counters.changes.load(Relaxed), self.unreadable_count());
         let done = self.pass(&tops, &replaced.exclude, Some(before), true);
         let counters = &self.run.counters;
-        counters.set_again(was_again);
         let read = match done {
             Err(Error::Source { source, .. }) if walk::is_gone(&source) => {
                 return Ok(Again::Nothing);
@@ -168,7 +167,7 @@ impl Backup<'_> {
             }
             done => done?,
         };
-        if counters.changes() == changes {
+        if counters.changes.load(Relaxed) == changes {
             return Ok(Again::Same(read));
         }
         self.trees.push(read.tree.clone());
