@@ -529,6 +529,30 @@ fn a_directory_that_is_renamed_meanwhile_is_whole() {
 }
 
 #[test]
+fn a_directory_that_is_away_while_the_one_above_is_listed_is_whole() {
+    let sandbox = Sandbox::with_store();
+    for n in 100..199 {
+        sandbox.write(&format!("s/a/d/{n}"), "old");
+    }
+    sandbox.write("s/cache/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55");
+    for name in ["s/cache/file", "s/left/out", "s/removed"] {
+        sandbox.write(name, "no longer wanted");
+    }
+    sandbox.backup(["s"]);
+    sandbox.remove("s/removed");
+    fs::rename(sandbox.path("s/a/d"), sandbox.path("away")).expect("goes");
+    let lease = Lease::hold(&sandbox, "s/0", Some("mv away s/a/d"));
+    let outcome =
+        sandbox.run(["backup", "--json", "--exclude-caches", "--exclude", "left/out", "s"]);
+    lease.end(&sandbox);
+    sandbox.restore(&sandbox.at("latest", "s"), "copy");
+    let found = files(&sandbox.path("copy"));
+    let others = ["0", "cache/CACHEDIR.TAG"].map(str::to_owned);
+    assert_eq!(found, (100..199).map(|n| format!("a/d/{n}")).chain(others).collect());
+    assert_counts(&sandbox, &outcome.ok().json(), "s");
+}
+
+#[test]
 fn what_is_read_again_follows_the_rules() {
     let sandbox = Sandbox::with_store();
     for n in 100..199 {

@@ -170,13 +170,26 @@ impl Excluded {
         if path == top || self.named.has(path) {
             return true;
         }
-        if self.skips_below(top, path) {
-            return false;
+        let Ok(root) = Root::of_machine() else { return false };
+        let mut scope = Scope::all(device);
+        for end in ends(path).filter(|end| *end > top.len()) {
+            let at = &path[..end];
+            let open = || source::open_below(root.dir.as_fd(), at, OFlags::PATH);
+            if self.has(at, None, scope) {
+                return false;
+            }
+            let Ok(opened) = open() else { return false };
+            let Ok(stat) = source::stat_open(&opened) else { return false };
+            let is_mounted = || stat.device != scope.device;
+            scope = match self.verdict(at, None, &stat, scope, is_mounted) {
+                Verdict::Within(scope) => scope,
+                Verdict::Skipped | Verdict::Alone => return false,
+            };
+            if end < path.len() {
+                scope = self.inside(at, opened.as_fd(), scope);
+            }
         }
-        let Ok(stat) = Root::of_machine().and_then(|root| root.stat(path)) else { return false };
-        let is_mounted = || stat.device != device;
-        let verdict = self.verdict(path, None, &stat, Scope::all(device), is_mounted);
-        matches!(verdict, Verdict::Within(scope) if scope.wanted == Wanted::All)
+        scope.wanted == Wanted::All
     }
 
     /// Like [`Excluded::has`], for a path that is not named and does not lead to a named path.

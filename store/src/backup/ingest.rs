@@ -13,7 +13,7 @@ use crate::recipe::{Extent, RecipeWriter};
 use crate::reuse::{Hint, Reuse, ReuseError, Reused};
 use crate::segment::SegmentKind as ChunkKind;
 use crate::source::{self, Attributes, Owners, Stat, read_full, read_stream};
-use crate::walk::{Excluded, Found, Root};
+use crate::walk::{self, Excluded, Found, Root};
 use chunker::Cutter;
 use chunker::delta::DeltaError;
 use memmap2::MmapMut;
@@ -296,6 +296,10 @@ impl<'a> Ingest<'a> {
             EntryKind::Directory => directory_attributes(dir, path),
             _ => source::attributes_below(dir, path),
         };
+        if attributes.error.as_ref().is_some_and(walk::is_gone) {
+            // It may be on its way back, with attributes.
+            self.vanished.note(&found.path, found.above.as_ref());
+        }
         Ok(Entry { target, ..self.metadata(&found.path, &found.stat, attributes) })
     }
 
@@ -310,7 +314,7 @@ impl<'a> Ingest<'a> {
     /// that the next backup reads it again.
     fn metadata(&self, path: &[u8], stat: &Stat, attributes: Attributes) -> Entry {
         // An object that is gone had attributes before, and they are unknown now.
-        let lost = attributes.error.filter(|error| error.kind() != io::ErrorKind::NotFound);
+        let lost = attributes.error.filter(|error| !walk::is_gone(error));
         if let Some(error) = &lost {
             self.metadata_unreadable(path, error);
         }

@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::ingest::{Ingest, Missing};
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
 use super::roots::{Source, look_at_ancestor};
+use super::vanished::MissingEntries;
 use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
@@ -90,6 +91,8 @@ pub struct Merge<'a, 'p> {
     pub ingest: &'a Ingest<'a>,
     pub recheck: &'a Recheck<'a>,
     pub previous: Previous<'p>,
+    /// Entries of the previous snapshot that are not found.
+    pub missing: MissingEntries<'a>,
     pub failure: &'a Failure,
     pub jobs: SyncSender<Asked>,
     pub slots: SyncSender<Slot>,
@@ -109,7 +112,7 @@ impl Merge<'_, '_> {
         let mut ancestors = Vec::new();
         let mut refused = Vec::new();
         for source in sources {
-            self.ancestors(source, &mut ancestors)?;
+            self.ancestors(source, rules, &mut ancestors)?;
             match self.source(source, rules.clone(), walk_threads) {
                 Err(Error::Source { path, source }) => refused.push((path, source)),
                 done => done?,
@@ -131,7 +134,7 @@ impl Merge<'_, '_> {
     }
 
     /// Sends the directories above a source path that were not sent yet.
-    fn ancestors(&mut self, source: &Source, sent: &mut Vec<Vec<u8>>) -> Result<()> {
+    fn ancestors(&mut self, source: &Source, rules: &Rules, sent: &mut Vec<Vec<u8>>) -> Result<()> {
         let above = ends(&source.path).filter(|end| *end < source.path.len());
         for path in above.map(|end| source.path[..end].to_vec()) {
             if sent.contains(&path) {
@@ -141,6 +144,9 @@ impl Merge<'_, '_> {
                 Ok((stat, attributes)) => {
                     let entry = self.ingest.ancestor(&path, &stat, attributes);
                     self.batch.items.push(Item::Ready(entry));
+                }
+                Err(error) if !rules.has_named_roots && walk::is_gone(&error) => {
+                    self.ingest.vanished.note(&path, None);
                 }
                 // The tree gets a directory in its place. Reading the source shows whether it
                 // exists.
@@ -154,6 +160,7 @@ impl Merge<'_, '_> {
     /// Sends a source path and everything below it.
     fn source(&mut self, source: &Source, rules: Rules, walk_threads: usize) -> Result<()> {
         let root = source.open(&rules.exclude.named)?;
+        self.missing.begin(&source.path);
         if source.stat.kind == EntryKind::Directory {
             for step in Walk::new(Arc::clone(&root), source.stat, rules, walk_threads) {
                 if self.failure.is_noted() {
@@ -166,6 +173,7 @@ impl Merge<'_, '_> {
             let found = Found { path: source.path.clone(), stat: source.stat, above: None };
             self.step(&root, Step::Found(found))?;
         }
+        self.previous.pass(&source.path, |entry| self.missing.note(entry));
         self.flush(&root)
     }
 
@@ -188,7 +196,7 @@ impl Merge<'_, '_> {
 
     fn found(&mut self, root: &Arc<Root>, found: Found) -> Result<()> {
         self.enter_file_system(&found);
-        let previous = self.previous.at(&found.path);
+        let previous = self.previous_at(&found.path);
         match previous {
             Some(entry) if self.recheck.is_unchanged(&found.stat, &entry)? => {
                 self.unchanged(self.recheck.refreshed(&found.stat, entry));
@@ -200,6 +208,11 @@ impl Merge<'_, '_> {
             }
         }
         if self.batch.is_full() { self.flush(root) } else { Ok(()) }
+    }
+
+    /// Returns the entry of the next path in the previous snapshot.
+    fn previous_at(&mut self, path: &[u8]) -> Option<Entry> {
+        self.previous.at_after(path, |entry| self.missing.note(entry))
     }
 
     /// Numbers file systems in path order, independently of the order in which files are read.
@@ -222,7 +235,9 @@ impl Merge<'_, '_> {
         content: Option<Vec<Found>>,
     ) -> Result<()> {
         self.enter_file_system(&found);
-        let own = self.previous.at(&found.path);
+        let own = self.previous_at(&found.path);
+        // Its content changes all the time, and is listed until nothing does.
+        self.missing.cover(&found.path);
         let below = self.previous.below(&found.path, GIT_DIR_ENTRIES_MAX);
         let previous = match (own, below, &content) {
             (Some(own), Below::All(below), Some(content))

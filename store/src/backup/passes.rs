@@ -286,10 +286,10 @@ impl<'a> Backup<'a> {
                     survey::survey(tops, &rules, observer.progress(), &is_over);
                 });
             }
-            let done =
-                pipeline::run(&ingest, &recheck, Previous::new(entries, &store.damage), |merge| {
-                    merge.sources(tops, &rules, options.walk_threads)
-                });
+            let previous = Previous::new(entries, &store.damage);
+            let done = pipeline::run(&ingest, &recheck, previous, self.run.start, |merge| {
+                merge.sources(tops, &rules, options.walk_threads)
+            });
             is_over.store(true, Relaxed);
             done
         })?;

@@ -8,7 +8,8 @@ use super::ingest::Ingest;
 use super::merge::{Asked, Batch, Job, Merge, Slot};
 use super::previous::{Previous, Recheck};
 use super::run::Totals;
-use crate::entry::Entry;
+use super::vanished::MissingEntries;
+use crate::entry::{Entry, Time};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::threads;
@@ -18,11 +19,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 /// Maximum number of batches queued for the tree.
 const BATCHES_AHEAD: usize = 128;
 
-/// Runs the threads of a backup around `produce`. Returns the root and the totals of the tree.
+/// Runs the threads of a backup that began at `start` around `produce`. Returns the root and the
+/// totals of the tree.
 pub fn run(
     ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
     previous: Previous<'_>,
+    start: Time,
     produce: impl FnOnce(&mut Merge<'_, '_>) -> Result<()>,
 ) -> Result<(ChunkId, Totals)> {
     let failure = Failure::default();
@@ -38,6 +41,7 @@ pub fn run(
             ingest,
             recheck,
             previous,
+            missing: MissingEntries::new(&ingest.vanished, ingest.counters, start),
             failure: &failure,
             jobs: job_sender,
             slots: slot_sender,

@@ -54,18 +54,26 @@ impl Comparison {
     /// A change during the previous run leaves a time within that run. A later time was set by a
     /// user or a wrong clock: a change would have replaced it.
     fn is_racy(&self, stat: &Stat) -> bool {
-        let at =
-            |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
-        let (started, ended) = (at(self.started), at(self.ended));
+        let (started, ended) = (nanoseconds(self.started), nanoseconds(self.ended));
         // A clock that was set back during the run may have shown any time.
         let ended = if ended < started { i128::MAX / 2 } else { ended };
-        let started = started.min(at(self.ended));
+        let started = started.min(nanoseconds(self.ended));
         let is_of_run = |time: Time| {
             let tick = if time.nanoseconds == 0 { COARSE_NANOSECONDS } else { TICK_NANOSECONDS };
-            (started - tick..=ended + tick).contains(&at(time))
+            (started - tick..=ended + tick).contains(&nanoseconds(time))
         };
         is_of_run(stat.mtime) || (self.ctime && is_of_run(stat.ctime))
     }
+}
+
+/// Returns true if something with this time changed after `start`, or within a clock tick before.
+pub fn is_recent(time: Time, start: Time) -> bool {
+    let tick = if time.nanoseconds == 0 { COARSE_NANOSECONDS } else { TICK_NANOSECONDS };
+    nanoseconds(time) >= nanoseconds(start) - tick
+}
+
+fn nanoseconds(time: Time) -> i128 {
+    i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds)
 }
 
 /// Decides if an entry of the previous snapshot can be taken over.
@@ -228,10 +236,15 @@ impl<'a> Previous<'a> {
 
     /// Returns the entry with this path. Calls must ask for paths in path order.
     pub fn at(&mut self, path: &[u8]) -> Option<Entry> {
+        self.at_after(path, |_| ())
+    }
+
+    /// Like [`Previous::at`], and calls `passed` with each entry before this path.
+    pub fn at_after(&mut self, path: &[u8], mut passed: impl FnMut(&Entry)) -> Option<Entry> {
         loop {
             match path_cmp(&self.peek()?.path, path) {
                 Ordering::Less => {
-                    self.next = None;
+                    self.next.take().iter().for_each(&mut passed);
                     if let (true, Some(entries)) = (self.skips_pages, &mut self.entries) {
                         entries.skip_to(path);
                     }
@@ -239,6 +252,15 @@ impl<'a> Previous<'a> {
                 Ordering::Equal => return self.next.take(),
                 Ordering::Greater => return None,
             }
+        }
+    }
+
+    /// Calls `passed` with each remaining entry before this path, at it, and below it.
+    pub fn pass(&mut self, path: &[u8], mut passed: impl FnMut(&Entry)) {
+        let is_of =
+            |entry: &Entry| path_cmp(&entry.path, path).is_lt() || is_within(&entry.path, path);
+        while self.peek().is_some_and(is_of) {
+            self.next.take().iter().for_each(&mut passed);
         }
     }
 

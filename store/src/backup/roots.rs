@@ -2,17 +2,21 @@
 
 use super::absolute;
 use super::tree_path;
+use super::vanished::REPLACED_PAUSE;
 use crate::entry::{EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::ends;
 use crate::source::{self, Attributes, Stat};
-use crate::walk::{Named, Root};
+use crate::walk::{self, Named, Root};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Number of such pauses for a directory above a source path.
+const REPLACED_PAUSES: usize = 5;
 
 /// A source path.
 pub struct Source {
@@ -109,8 +113,19 @@ fn look_at(path: &Path) -> io::Result<Stat> {
     source::stat_open(source::open_below(top.as_fd(), &relative, OFlags::PATH)?)
 }
 
-/// Reads a directory above a source path, which this user may be allowed only to pass through.
+/// Reads a directory above a source path, which this user may be allowed only to pass through. Waits
+/// a moment for one that is gone: it may be on its way back.
 pub fn look_at_ancestor(path: &[u8]) -> io::Result<(Stat, Attributes)> {
+    for _ in 0..REPLACED_PAUSES {
+        match look_at_dir(path) {
+            Err(error) if walk::is_gone(&error) => std::thread::sleep(REPLACED_PAUSE),
+            looked => return looked,
+        }
+    }
+    look_at_dir(path)
+}
+
+fn look_at_dir(path: &[u8]) -> io::Result<(Stat, Attributes)> {
     if let Ok(dir) = source::open_dir(&absolute(path)) {
         return Ok((source::stat_open(&dir)?, source::attributes_open(&dir)));
     }

@@ -82,6 +82,12 @@ impl Counters {
         observer.event(Event::Unreadable { path, reason });
     }
 
+    /// Returns true if a path, or a directory above it, was reported as missing.
+    pub fn is_unreadable(&self, path: &[u8]) -> bool {
+        let paths = self.unreadable_paths.lock();
+        !paths.is_empty() && ends(path).any(|end| paths.contains(&path[..end]))
+    }
+
     /// Counts and reports a path that is in the snapshot without some of its metadata.
     pub fn report_metadata(&self, observer: &dyn Observer, path: &[u8], reason: impl Into<Reason>) {
         self.metadata_unreadable.fetch_add(1, Relaxed);
@@ -99,6 +105,11 @@ pub struct Kinds {
 }
 
 impl Kinds {
+    /// Returns the number of all.
+    pub fn sum(&self) -> u64 {
+        self.files + self.dirs + self.others
+    }
+
     fn add(&mut self, entry: &Entry) {
         match entry.kind {
             EntryKind::File => self.files += 1,

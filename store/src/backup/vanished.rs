@@ -3,7 +3,9 @@
 //! A directory that is replaced while it is read is gone for a moment. What was listed is then not
 //! found, and what takes its place was not listed.
 
-use crate::entry::EntryKind;
+use super::previous::is_recent;
+use super::run::Counters;
+use crate::entry::{Entry, EntryKind, Time, is_within};
 use crate::glob::ends;
 use crate::source::{Stat, split};
 use crate::walk::{Above, Root, join};
@@ -32,6 +34,10 @@ struct Noted {
     dirs: BTreeMap<Vec<u8>, Gone>,
     /// True if there are more of them.
     is_cut: bool,
+    /// Directories of the previous snapshot that went away before the one above was listed.
+    missing_dirs: Vec<Vec<u8>>,
+    /// Paths of the previous snapshot that went away before the backup began.
+    absent: Vec<Vec<u8>>,
 }
 
 /// What went away from a directory.
@@ -54,19 +60,23 @@ impl Noted {
         gone.dir = gone.dir.take().or_else(|| dir.cloned());
         change(gone);
     }
-}
 
-impl Vanished {
-    /// Notes a path, and the directory in which it was listed.
-    pub fn note(&self, path: &[u8], dir: Option<&Arc<Above>>) {
+    fn add_path(&mut self, path: &[u8], dir: Option<&Arc<Above>>) {
         let (parent, name) = split(path);
-        self.0.lock().add(parent, dir, |gone| {
+        self.add(parent, dir, |gone| {
             if gone.names.len() < NAMES_MAX {
                 gone.names.insert(name.to_vec());
             } else {
                 gone.is_cut = true;
             }
         });
+    }
+}
+
+impl Vanished {
+    /// Notes a path, and the directory in which it was listed.
+    pub fn note(&self, path: &[u8], dir: Option<&Arc<Above>>) {
+        self.0.lock().add_path(path, dir);
     }
 
     /// Notes that something went away from the directory at a path, which may be missed if another
@@ -82,6 +92,13 @@ impl Vanished {
         noted.dirs.keys().find(|path| root.stat(path).is_err()).cloned()
     }
 
+    /// Returns true if a directory of the previous snapshot, which went away before the one above it
+    /// was listed, is missing now. It may have moved to a place that was listed before.
+    pub fn misses_dir(&self) -> bool {
+        let Ok(root) = Root::of_machine() else { return false };
+        self.0.lock().missing_dirs.iter().any(|path| root.stat(path).is_err())
+    }
+
     /// Returns true if nothing went away.
     pub fn is_empty(&self) -> bool {
         self.0.lock().dirs.is_empty()
@@ -94,13 +111,17 @@ impl Vanished {
     /// Waits first until the directories stop to change: paths that went away may be on their way
     /// back.
     pub fn found_again(&self, tops: &[Vec<u8>], has_no_inodes: bool) -> Vec<Vec<u8>> {
-        let Noted { dirs, is_cut } = &*self.0.lock();
+        let Ok(root) = Root::of_machine() else { return Vec::new() };
+        let is_there = |path: &Vec<u8>| root.stat(path).is_ok();
+        let mut noted = self.0.lock();
+        for path in std::mem::take(&mut noted.absent).into_iter().filter(is_there) {
+            noted.add_path(&path, None);
+        }
+        let Noted { dirs, is_cut, .. } = &*noted;
         if *is_cut {
             return tops.to_vec();
         }
         let mut again = BTreeSet::new();
-        let Ok(root) = Root::of_machine() else { return Vec::new() };
-        let is_there = |path: &Vec<u8>| root.stat(path).is_ok();
         await_quiet(&root, dirs.keys());
         for (path, gone) in dirs {
             let replaced = (!has_no_inodes).then(|| replaced(&root, path, &gone.dir)).flatten();
@@ -113,6 +134,72 @@ impl Vanished {
             }
         }
         without_inner(again)
+    }
+}
+
+/// Notes entries of the previous snapshot that a walk does not find, although they may only be away
+/// while the directory above is listed.
+pub struct MissingEntries<'a> {
+    vanished: &'a Vanished,
+    counters: &'a Counters,
+    /// Start of the backup.
+    start: Time,
+    machine: Option<Root>,
+    /// Source path that is walked.
+    top: Vec<u8>,
+    /// What is at or below this path was noted, or is not looked for.
+    covered: Option<Vec<u8>>,
+    /// The last directory in which an entry was missing, and true if it changed since the start.
+    dir: Option<(Vec<u8>, bool)>,
+}
+
+impl<'a> MissingEntries<'a> {
+    pub fn new(vanished: &'a Vanished, counters: &'a Counters, start: Time) -> MissingEntries<'a> {
+        let machine = Root::of_machine().ok();
+        let (top, covered, dir) = Default::default();
+        MissingEntries { vanished, counters, start, machine, top, covered, dir }
+    }
+
+    /// Begins a walk from this path.
+    pub fn begin(&mut self, top: &[u8]) {
+        (self.top, self.covered) = (top.to_vec(), None);
+    }
+
+    /// Ignores what is missing below this path.
+    pub fn cover(&mut self, path: &[u8]) {
+        self.covered = Some(path.to_vec());
+    }
+
+    /// Takes an entry that the walk did not find, in path order.
+    pub fn note(&mut self, entry: &Entry) {
+        let path = &entry.path[..];
+        let is_covered = self.covered.as_ref().is_some_and(|covered| is_within(path, covered));
+        let Some(root) = self.machine.as_ref().filter(|_| is_within(path, &self.top)) else {
+            return;
+        };
+        if is_covered || path == self.top {
+            return;
+        }
+        self.covered = Some(path.to_vec());
+        if self.counters.is_unreadable(path) {
+            return;
+        }
+        let dir = split(path).0;
+        let has_changed = match &self.dir {
+            Some((of, has_changed)) if of == dir => *has_changed,
+            _ => root.stat(dir).is_ok_and(|stat| is_recent(stat.mtime, self.start)),
+        };
+        self.dir = Some((dir.to_vec(), has_changed));
+        let mut noted = self.vanished.0.lock();
+        if has_changed || root.stat(path).is_ok() {
+            noted.add_path(path, None);
+        } else if noted.absent.len() < DIRS_MAX {
+            noted.absent.push(path.to_vec());
+        }
+        let is_lost_dir = has_changed && entry.kind == EntryKind::Directory;
+        if is_lost_dir && noted.missing_dirs.len() < DIRS_MAX {
+            noted.missing_dirs.push(path.to_vec());
+        }
     }
 }
 
@@ -189,6 +276,38 @@ mod tests {
         let relative =
             |path: Vec<u8>| String::from_utf8(path[tops[0].len()..].to_vec()).expect("UTF-8");
         again.map(relative).collect()
+    }
+
+    #[test]
+    fn what_a_walk_misses_is_looked_for_until_the_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let top = dir.path().canonicalize().expect("is there");
+        fs::create_dir(top.join("a")).expect("makes");
+        let entry = |path: &str, kind| Entry::new(tree_path(&top.join(path)), kind, 0o700);
+        let missed = |start: i64, covered: Option<&str>| {
+            let (vanished, counters) = (Vanished::default(), Counters::default());
+            let start = Time { seconds: start, nanoseconds: 0 };
+            let mut missing = MissingEntries::new(&vanished, &counters, start);
+            missing.begin(&tree_path(&top));
+            covered.iter().for_each(|path| missing.cover(&tree_path(&top.join(path))));
+            missing.note(&Entry::new(b"elsewhere".to_vec(), EntryKind::File, 0o600));
+            missing.note(&entry("a/b", EntryKind::Directory));
+            missing.note(&entry("a/b/c", EntryKind::File));
+            drop(missing);
+            vanished
+        };
+        let (long_ago, never) = (0, i64::from(u32::MAX) * 2);
+        let again = |vanished: &Vanished| vanished.found_again(&[], false);
+        for start in [long_ago, never] {
+            let vanished = missed(start, None);
+            assert_eq!(vanished.misses_dir(), start == long_ago);
+            fs::create_dir(top.join("a/b")).expect("comes back");
+            assert_eq!(again(&vanished), [tree_path(&top.join("a/b"))], "{start}");
+            assert!(!vanished.misses_dir());
+            assert!(again(&missed(start, Some("a"))).is_empty());
+            fs::remove_dir(top.join("a/b")).expect("goes");
+            assert!(again(&vanished).is_empty());
+        }
     }
 
     fn write(path: std::path::PathBuf) {

@@ -52,10 +52,13 @@ impl Backup<'_> {
         let mut vanished = std::mem::take(&mut read.vanished);
         for looks in 1..=LOOKS_MAX {
             let mut again = vanished.found_again(&all, self.options.ignore_inode);
-            if looks == 1
+            let may_rewalk = looks == 1 && read.tree.1.entries <= MOVED_ENTRIES_MAX;
+            if may_rewalk && vanished.misses_dir() {
+                again.clone_from(&all);
+            } else if looks == 1
                 && let Some(moved) = vanished.missing_dir()
             {
-                if read.tree.1.entries <= MOVED_ENTRIES_MAX {
+                if may_rewalk {
                     // It may be at a place that was listed before.
                     again.clone_from(&all);
                 } else {
@@ -82,7 +85,7 @@ impl Backup<'_> {
             let dirs = again.iter().cloned().collect();
             let replaced = Replaced { dirs, but_objects: false, exclude: exclude.clone() };
             match self.read_again(again, replaced)? {
-                Again::Nothing => break,
+                Again::Nothing => {} // may come back
                 Again::Same(of) | Again::Changed(of) => {
                     vanished = of.vanished;
                     read.borrowed.extend(of.borrowed);
@@ -170,6 +173,8 @@ impl Backup<'_> {
         if counters.changes.load(Relaxed) == changes {
             return Ok(Again::Same(read));
         }
+        let is_named = |top: &&Source| counters.sources.lock().contains(&top.path);
+        self.has_content |= read.tree.1.kinds.sum() > tops.iter().filter(is_named).count() as u64;
         self.trees.push(read.tree.clone());
         if self.unreadable_count() == unreadable {
             self.replaced = replaced;
