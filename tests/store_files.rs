@@ -25,6 +25,41 @@ fn with_umask(sandbox: &Sandbox, umask: &str, arguments: &[&str]) -> Outcome {
 }
 
 #[test]
+fn a_path_too_long_for_the_index_is_refused_at_once() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "read");
+    sandbox.backup(["source"]);
+    // A path in the sandbox that makes an absolute one of this length.
+    let of = |len: usize| {
+        let rest = len - sandbox.text("x").len() + "x".len();
+        let last = if rest % 2 == 0 { "ee" } else { "e" };
+        format!("{}{last}", "d/".repeat((rest - last.len()) / 2))
+    };
+    for (len, is_refused) in [(487, false), (488, true)] {
+        let place = of(len);
+        std::fs::create_dir_all(sandbox.path(&place).parent().expect("a parent")).expect("makes");
+        let init = sandbox.run(["init", "--store", &place]);
+        if is_refused {
+            init.fails(1, &["the path of the store is too long", "488 bytes", "487"]);
+            assert!(!sandbox.has(&place));
+        } else {
+            init.ok();
+            sandbox.run(["backup", "--store", &place, "source"]).ok();
+        }
+    }
+    // A store that was moved there is still read, and a link does not make it shorter.
+    let place = of(700);
+    std::fs::create_dir_all(sandbox.path(&place).parent().expect("a parent")).expect("makes");
+    std::fs::rename(sandbox.path("store"), sandbox.path(&place)).expect("moves");
+    symlink(sandbox.path(&place), sandbox.path("short")).expect("links");
+    for store in [&place[..], "short"] {
+        sandbox.run(["backup", "--store", store, "source"]).fails(1, &["is too long"]);
+        sandbox.run(["check", "--store", store, "--read-data"]).ok();
+        sandbox.run(["dump", "--store", store, &sandbox.at("latest", "source/file")]).ok();
+    }
+}
+
+#[test]
 fn only_the_owner_can_read_a_store_under_any_umask() {
     for umask in ["000", "022", "077"] {
         let sandbox = Sandbox::new();

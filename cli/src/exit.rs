@@ -184,6 +184,10 @@ fn hint(error: &Error) -> Option<String> {
         Error::NotAStore { .. } => {
             "check the path and mounts; a new store needs an empty directory".into()
         }
+        Error::PathTooLong { .. } => {
+            "choose a shorter path, or move the store to one; it can still be read where it is"
+                .into()
+        }
         Error::StoreExists(_) => "use this store; `forgekeep snapshots` lists its content".into(),
         Error::NotEmpty(_) => "give a directory that is empty or does not exist yet".into(),
         Error::Locked { .. } => "wait for the other process to end and try again".into(),

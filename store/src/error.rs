@@ -34,6 +34,16 @@ pub enum Error {
         /// The content that was found.
         reason: &'static str,
     },
+    /// SQLite cannot write an index at a path of this length.
+    #[error("the path of the store is too long: {place} has {bytes} bytes, and {max} are possible")]
+    PathTooLong {
+        /// Path of the store without links.
+        place: String,
+        /// Its length.
+        bytes: usize,
+        /// The largest length.
+        max: usize,
+    },
     /// `init` on an existing store.
     #[error("a store already exists at {0}")]
     StoreExists(String),

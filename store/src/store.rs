@@ -18,7 +18,7 @@ use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, T
 use crate::sessions::{Reliance, Session};
 use crate::snapshot;
 use crate::threads;
-use crate::workspace::{INDEX_FILE, Workspace};
+use crate::workspace::{self, INDEX_FILE, Workspace};
 use parking_lot::{Mutex, RwLock};
 use rayon::prelude::*;
 use rustix::fs::{major, minor};
@@ -157,7 +157,7 @@ fn check_empty(root: &Path, backend: &Local) -> Result<()> {
     if above.ancestors().skip(1).any(|dir| dir.join(config::FILE).is_file()) {
         return Err(Error::NotAStore { place, reason: "it is inside another store" });
     }
-    Ok(())
+    workspace::check_length(root)
 }
 
 /// Content found at the path of a store.
@@ -314,6 +314,7 @@ impl Store {
         let features = stored.config.features.clone().with_later_ones(&*backend)?;
         features.check(purpose == Purpose::Read)?;
         if purpose != Purpose::Read {
+            workspace.check_length()?;
             stored.mend(&*backend)?;
         }
         let store_id = stored.store_id();

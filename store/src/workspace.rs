@@ -6,6 +6,7 @@
 
 use crate::backend::Local;
 use crate::error::{Error, Result};
+use crate::text::Displayed;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,6 +21,28 @@ pub const SESSIONS_FILE: &str = "sessions.json";
 
 /// Ends of the names that SQLite and a builder of indexes use beside the index.
 const INDEX_NAME_ENDS: [&str; 5] = ["", "-wal", "-shm", "-journal", ".new"];
+
+/// Longest path of a workspace: SQLite takes paths of 512 bytes, and adds `-journal` to the longest
+/// name.
+const DIR_BYTES_MAX: usize = 512 - "/index.sqlite.new-journal".len();
+
+/// Fails if the path of a workspace that may not exist yet is too long for an index in it.
+pub fn check_length(dir: &Path) -> Result<()> {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    // SQLite counts the path without links.
+    let resolve = |above: &Path| {
+        let rest = absolute.strip_prefix(above).ok()?;
+        // Without a slash at the end.
+        Some(fs::canonicalize(above).ok()?.join(rest).components().collect::<PathBuf>())
+    };
+    let resolved = absolute.ancestors().find_map(resolve).unwrap_or(absolute);
+    let (bytes, max) = (resolved.as_os_str().len(), DIR_BYTES_MAX);
+    if bytes > max {
+        let place = resolved.displayed();
+        return Err(Error::PathTooLong { place, bytes, max });
+    }
+    Ok(())
+}
 
 /// Directory of the files that this machine keeps about one store.
 pub struct Workspace {
@@ -40,6 +63,11 @@ impl Workspace {
         let dir = workspaces.join(format!("{:032x}", u128::from_be_bytes(*store_id)));
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         Ok(Workspace { dir, local: None })
+    }
+
+    /// Fails if the path is too long for an index.
+    pub fn check_length(&self) -> Result<()> {
+        check_length(&self.dir)
     }
 
     /// Returns the path of the index.
