@@ -250,6 +250,18 @@ fn a_fault_outlives_good_checks_that_did_not_know_of_it_whatever_the_clocks_say(
 }
 
 #[test]
+fn a_fault_counts_even_if_it_seems_older_than_the_snapshot() {
+    let sandbox = three_nights();
+    for segment in large_segments(&sandbox) {
+        spoil(&segment, 5000);
+    }
+    sandbox.run(["check", "--read-data"]).ends_with(1);
+    move_record(&sandbox, -100_000_000);
+    assert!(sandbox.run(["snapshots"]).ok().stdout.contains("FAULTY"));
+    assert!(standings(&sandbox).iter().any(|standing| !standing.is_null()));
+}
+
+#[test]
 fn records_from_the_future_are_ignored() {
     let sandbox = three_nights();
     sandbox.run(["check", "--read-data"]).ok();

@@ -12,7 +12,7 @@ use store::check_record::{
 use store::entry::Time;
 use store::id::SnapshotId;
 use store::observe::Event;
-use store::snapshot::{self, Snapshot, Stamp};
+use store::snapshot::{self, Stamp};
 use store::store::Store;
 
 /// A check or a drill that began.
@@ -94,19 +94,14 @@ pub fn keep(store: &Store, record: &CheckRecord, ui: &Ui) -> bool {
 }
 
 /// Judges snapshots by the records in the store. Warns of records that cannot be read.
-pub fn judge(
-    store: &Store,
-    snapshots: &[(SnapshotId, Snapshot)],
-    ui: &Ui,
-) -> HashMap<SnapshotId, Judged> {
-    let oldest = snapshots.iter().map(|(_, snapshot)| snapshot.start.seconds).min();
-    oldest.map_or_else(HashMap::new, |oldest| check_record::judge(read(store, oldest, ui).iter()))
+pub fn judge(store: &Store, ui: &Ui) -> HashMap<SnapshotId, Judged> {
+    check_record::judge(read(store, ui).iter())
 }
 
-/// Returns the readable records since a time, newest first. Warns of the others, and of those from the
+/// Returns the readable records, newest first. Warns of the others, and of those from the
 /// future: made under a wrong clock, good ones would be the newest for years, and are left out.
-pub fn read(store: &Store, since: i64, ui: &Ui) -> Vec<CheckRecord> {
-    let all = match store.check_records(since) {
+pub fn read(store: &Store, ui: &Ui) -> Vec<CheckRecord> {
+    let all = match store.check_records() {
         Ok(all) => all,
         Err(error) => {
             ui.warn(&format!("cannot tell which snapshots are checked: {error}"));

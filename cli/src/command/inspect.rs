@@ -175,7 +175,7 @@ impl Inspect {
         let time = snapshot.start.into();
         let (place, at) = (store.place(), local_time(time));
         ui.line(format!("{name}: snapshot {} of {at} in {place}, {state}", id.short()))?;
-        let records = examination::read(&store, snapshot.start.seconds, ui);
+        let records = examination::read(&store, ui);
         let checks: Vec<&CheckRecord> = records
             .iter()
             .filter(|record| record.snapshots.contains(&id))

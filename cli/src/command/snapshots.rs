@@ -37,7 +37,7 @@ impl Snapshots {
         });
         watch.end();
         let (Selection { snapshots, is_sure }, annotations, is_known) = selected?;
-        let judged = examination::judge(&store, &snapshots, ui);
+        let judged = examination::judge(&store, ui);
         let place = store.place();
         if !snapshots.is_empty() {
             ui.remark("id        time                 host             size        checked     paths, or the instance")?;

@@ -34,7 +34,7 @@ impl Stats {
         // The space that only the selected snapshots use is unknown.
         let garbage = if self.filter.is_empty() { garbage(&store, ui) } else { None };
         watch.end();
-        let judged = examination::judge(&store, &snapshots, ui);
+        let judged = examination::judge(&store, ui);
         let is_checked = |id| judged.get(id).is_some_and(|of| of.standing == Standing::Checked);
         let checked = snapshots.iter().filter(|(id, _)| is_checked(id)).count();
         let sizes = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes);
