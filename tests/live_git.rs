@@ -644,6 +644,95 @@ fn a_default_branch_that_is_renamed_meanwhile_is_in_the_copy() {
     assert_eq!(said(&sandbox, head), said(&sandbox, "git -C work rev-parse b9"));
 }
 
+/// Creates the repository `a.git`, runs the shell script `prepare`, and backs it up. Runs `change` in
+/// each of this many readings, after the references were read and before the objects are. Returns the
+/// sandbox, with the copy in `copy`, and the outcome.
+fn changed_in_each_reading(
+    times: usize,
+    prepare: &str,
+    change: impl Fn(usize) -> String,
+) -> (Sandbox, Outcome) {
+    let sandbox = Sandbox::with_store();
+    let create = "git init -q -b main work; cd work; git commit -q --allow-empty -m 1; cd ..
+        git clone -q --bare work a.git; mkdir -p a.git/objects/aa waiting";
+    sandbox
+        .tool("sh")
+        .args([
+            "-ec",
+            &format!(
+                "{create}
+{prepare}"
+            ),
+        ])
+        .run()
+        .ok();
+    // Each reading finds the file in front of which the next one waits.
+    let place = |n: usize| match n {
+        1 => "a.git/objects/aa/1".to_owned(),
+        n => format!("waiting/{n}"),
+    };
+    let hold = |n: usize| {
+        let next = format!("mv {} a.git/objects/aa/", place(n + 1));
+        let next = if n < times { next } else { String::new() };
+        Lease::hold(
+            &sandbox,
+            &place(n),
+            Some(&format!(
+                "set -e
+{}
+{next}",
+                change(n)
+            )),
+        )
+    };
+    let leases: Vec<Lease> = (1..=times).map(hold).collect();
+    let outcome = sandbox.run(["backup", "a.git"]);
+    leases.into_iter().for_each(|lease| lease.end(&sandbox));
+    sandbox.restore(&sandbox.at("latest", "a.git"), "copy");
+    (sandbox, outcome)
+}
+
+/// Returns a script that forces the reference `moves` to a new commit and deletes the old one.
+fn forced(n: usize, is_packed: bool) -> String {
+    let pack = if is_packed { "git -C a.git pack-refs --all" } else { "" };
+    format!(
+        "new=$(git -C a.git commit-tree -m {n} main^{{tree}})
+        git -C a.git update-ref refs/heads/moves $new
+        {pack}
+        git -C a.git repack -adq; git -C a.git prune --expire=now"
+    )
+}
+
+#[test]
+fn a_reference_whose_old_commits_are_deleted_meanwhile_is_whole() {
+    for is_packed in [false, true] {
+        let change = |n| forced(n, is_packed);
+        let (sandbox, outcome) = changed_in_each_reading(5, &change(0), change);
+        outcome.ok();
+        let tip = |of| said(&sandbox, &format!("git -C {of} rev-parse moves^{{commit}}"));
+        assert_eq!(tip("copy"), tip("a.git"));
+        said(&sandbox, "rm copy/objects/aa/?");
+        assert_eq!(verdict(&sandbox, "copy"), Ok(()));
+    }
+}
+
+#[test]
+fn a_reference_whose_commits_keep_going_away_is_reported() {
+    let change = |n| forced(n, true);
+    let (_, outcome) = changed_in_each_reading(10, &change(0), change);
+    let output = outcome.ends_with(3).all_output();
+    assert!(output.contains("a.git: objects of its references kept going away"), "{output}");
+}
+
+#[test]
+fn a_reference_that_was_broken_before_is_no_change() {
+    let broken = "echo 1234567890123456789012345678901234567890 >a.git/refs/heads/broken";
+    let change = |n| format!("git -C a.git branch new{n} main");
+    let (sandbox, outcome) = changed_in_each_reading(10, broken, change);
+    outcome.ok();
+    assert!(sandbox.has("copy/refs/heads/broken"));
+}
+
 #[test]
 fn a_detached_head_that_moves_meanwhile_is_read_once() {
     let prepare = "git -C work checkout -q --detach";

@@ -22,6 +22,7 @@ mod guard;
 mod ingest;
 mod lenders;
 mod merge;
+mod named_objects;
 mod passes;
 mod pipeline;
 mod previous;

@@ -10,7 +10,10 @@
 
 use crate::entry::EntryKind;
 use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// File of a repository that names directories of borrowed objects.
 pub const ALTERNATES: &[u8] = b"objects/info/alternates";
@@ -91,6 +94,42 @@ fn is_head(bytes: &[u8]) -> bool {
 /// Returns true if the content of a `HEAD` is an object id: it names a commit and no branch.
 pub fn begins_with_id(bytes: &[u8]) -> bool {
     bytes.get(..40).is_some_and(|id| id.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// Returns the bytes of the object id with which a line begins, of SHA-1 or SHA-256.
+pub fn id_at_start(line: &[u8]) -> Option<Vec<u8>> {
+    let len = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let digits = std::str::from_utf8(&line[..len]).ok().filter(|_| [40, 64].contains(&len))?;
+    (0..len).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()
+}
+
+/// Returns true if the index of a pack, of version 2, has an object.
+pub fn index_has(index: &File, id: &[u8]) -> io::Result<bool> {
+    const MAGIC: &[u8] = b"\xfftOc\0\0\0\x02";
+    const NAMES_AT: usize = MAGIC.len() + 256 * 4;
+    let mut head = [0; NAMES_AT];
+    index.read_exact_at(&mut head, 0)?;
+    if !head.starts_with(MAGIC) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // Number of objects whose ids begin with this byte or a lower one.
+    let count = |byte: u8| {
+        let at = MAGIC.len() + 4 * usize::from(byte);
+        u64::from(u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes")))
+    };
+    let first = *id.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let (mut low, mut high) = (first.checked_sub(1).map_or(0, count), count(first));
+    let mut found = vec![0; id.len()];
+    while low < high {
+        let middle = low + (high - low) / 2;
+        index.read_exact_at(&mut found, NAMES_AT as u64 + middle * id.len() as u64)?;
+        match found[..].cmp(id) {
+            Ordering::Equal => return Ok(true),
+            Ordering::Less => low = middle + 1,
+            Ordering::Greater => high = middle,
+        }
+    }
+    Ok(false)
 }
 
 /// Files of a git directory that decide which references and objects it has: the format and the
@@ -370,6 +409,34 @@ mod tests {
         {
             assert!(!is_joined(path.as_bytes()), "{path}");
         }
+    }
+
+    #[test]
+    fn objects_are_found_in_the_index_of_a_pack() {
+        let ids: Vec<Vec<u8>> = [0u8, 0, 1, 7, 7, 7, 255]
+            .iter()
+            .enumerate()
+            .map(|(n, first)| [&[*first; 19][..], &[n as u8]].concat())
+            .collect();
+        let mut bytes = b"\xfftOc\0\0\0\x02".to_vec();
+        for byte in 0..=255u8 {
+            let count = ids.iter().filter(|id| id[0] <= byte).count() as u32;
+            bytes.extend(count.to_be_bytes());
+        }
+        bytes.extend(ids.concat());
+        let mut index = tempfile::tempfile().expect("a file");
+        std::io::Write::write_all(&mut index, &bytes).expect("writes");
+        for id in &ids {
+            assert!(index_has(&index, id).expect("reads"), "{id:?}");
+            let other = [&id[..19], &[id[19] + 100]].concat();
+            assert!(!index_has(&index, &other).expect("reads"), "{other:?}");
+        }
+        index.set_len(100).expect("cuts");
+        assert!(index_has(&index, &ids[0]).is_err());
+        let line = b"0011223344556677889900112233445566778899 refs/heads/x";
+        assert_eq!(id_at_start(line).map(|id| id.len()), Some(20));
+        assert_eq!(id_at_start(b"ref: refs/heads/x"), None);
+        assert_eq!(id_at_start(&line[1..]), None);
     }
 
     #[test]

@@ -6,24 +6,26 @@
 
 use super::entry_runs::EntryRuns;
 use super::ingest::{Ingest, Missing};
+use super::named_objects::NamedObjects;
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
 use super::vanished::{MISSING, REPLACED_PAUSE};
-use crate::entry::{Displayed, Entry, EntryKind};
+use crate::entry::{Content, Displayed, Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Hint};
 use crate::source::{self, Stat};
 use crate::walk::{self, Above, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A new pack is compared with a pack that stays only if that one is at most this many times
@@ -34,11 +36,9 @@ const MUCH_LARGER: u64 = 2;
 const OPEN_FILES_MAX: usize = 512;
 /// Maximum number of listings of a repository that keeps changing.
 const ROUNDS_MAX: usize = 100;
-/// Maximum number of times that a git directory is read because its [`git::GUIDES`] change.
+/// Maximum number of times that a git directory is read because its [`git::GUIDES`] change, or
+/// because objects of its references go away.
 const READINGS_MAX: usize = 10;
-/// Maximum number of times because references changed while packs went away. In a busy repository
-/// they always do.
-const REFERENCES_READINGS_MAX: usize = 3;
 /// Maximum bytes of one of these files that are compared.
 const GUIDE_BYTES_MAX: u64 = 64 << 10;
 /// Maximum depth of git directories inside each other that are read in order.
@@ -109,6 +109,8 @@ fn read_inner(
         kinds: Default::default(),
         linked: Vec::new(),
         references: Default::default(),
+        named: NamedObjects::default(),
+        gone: BTreeSet::new(),
         has_gaps: false,
         packs_were_kept: true,
         packs_read: HashMap::new(),
@@ -120,8 +122,11 @@ fn read_inner(
         reading.references_and_objects()?;
         match reading.changed() {
             None => break,
-            // The copy may have a reference to a commit that is gone, as git itself had.
-            Some(Changed::References) if readings >= REFERENCES_READINGS_MAX => break,
+            Some(Changed::References) if readings == READINGS_MAX => {
+                let error = "objects of its references kept going away during the backup";
+                reading.unreadable(&found.path, &io::Error::other(error));
+                break;
+            }
             Some(Changed::Guide(path)) if readings == READINGS_MAX => {
                 let name = OsStr::from_bytes(reading.root.relative(&path)).displayed();
                 let error = format!("its {name} kept changing during the backup");
@@ -199,6 +204,10 @@ struct Reading<'a, 'b> {
     linked: Vec<Vec<u8>>,
     /// Hashes of the names, sizes and times of loose and of packed references.
     references: [DefaultHasher; 2],
+    /// Objects that they name.
+    named: NamedObjects,
+    /// Those that were gone after the last reading.
+    gone: BTreeSet<Vec<u8>>,
     /// True if something went away after it was listed.
     has_gaps: bool,
     /// True if no pack went away during the reading.
@@ -221,6 +230,7 @@ impl Reading<'_, '_> {
         self.begun.clear();
         self.linked.clear();
         self.references = Default::default();
+        self.named = NamedObjects::default();
         self.has_gaps = false;
         self.kinds = self.kinds();
         self.guides.clear();
@@ -264,9 +274,17 @@ impl Reading<'_, '_> {
             std::thread::sleep(REPLACED_PAUSE);
             return Some(Changed::Guide(join(self.path, WITH_KINDS[at])));
         }
-        // Housekeeping drops objects of references that are gone.
-        let dropped = !self.packs_were_kept && self.have_references_changed();
-        dropped.then_some(Changed::References)
+        (self.have_references_changed() && self.lacks_objects()).then_some(Changed::References)
+    }
+
+    /// Returns true if housekeeping may have deleted objects that a reference in the copy names. Those
+    /// that were gone before it was read again are missing in the original, too.
+    fn lacks_objects(&mut self) -> bool {
+        let dir = format!("/proc/self/fd/{}", self.dir().as_fd().as_raw_fd());
+        let Some(gone) = self.named.gone(Path::new(&dir)) else { return !self.packs_were_kept };
+        let is_new = !gone.is_subset(&self.gone);
+        self.gone = gone;
+        is_new
     }
 
     /// Returns the kind of each of [`WITH_KINDS`]; `None` for a missing one.
@@ -527,6 +545,9 @@ impl Reading<'_, '_> {
             self.begun.extend(begins_in.into_iter().find(|begins_in| *begins_in == inner));
         }
         if self.is_plain {
+            if let (true, Content::Inline(bytes)) = (inner.starts_with(b"refs/"), &entry.content) {
+                self.named.add(bytes);
+            }
             return self.runs.push(entry);
         }
         self.entries.insert(entry.path.clone(), entry);
@@ -587,9 +608,10 @@ impl Reading<'_, '_> {
         let is_list =
             |found: &&Found| found.path == list_path && found.stat.kind == EntryKind::File;
         let Some(list) = found.iter().find(is_list) else {
-            found.iter().try_for_each(|found| self.take(found))?;
+            found.iter().try_for_each(|found| self.take_packed(found))?;
             return Ok(Refs::Complete);
         };
+        self.named.add_unknown();
         // git replaces the list by renaming, so the open list names tables of one point in time.
         let opened = self.open(list).and_then(|file| {
             let text = table_list(&file)?;
@@ -655,6 +677,20 @@ impl Reading<'_, '_> {
             }
         }
         Ok(Refs::Complete)
+    }
+
+    /// Adds a file of packed references, or an object beside it.
+    fn take_packed(&mut self, found: &Found) -> Result<()> {
+        let is_packed = self.root.relative(&found.path) == b"packed-refs";
+        if is_packed
+            && found.stat.kind == EntryKind::File
+            && let Ok(file) = self.open(found)
+        {
+            self.take_open(found, &file)?;
+            self.named.add_packed(file);
+            return Ok(());
+        }
+        self.take(found)
     }
 
     /// Adds packs until a listing has no new one. Returns the listed paths.
