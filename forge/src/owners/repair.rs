@@ -80,7 +80,7 @@ pub(super) enum Pass {
 impl Pass {
     /// Begins a pass that creates the file.
     pub(super) fn record(file: &Path) -> Result<Pass> {
-        Ok(Pass::Record(file.to_owned(), RecordFile::create(file, Path::new("/"))?))
+        Ok(Pass::Record(file.to_owned(), RecordFile::create_whole(file, Path::new("/"))?))
     }
 }
 
