@@ -258,6 +258,11 @@ fn systemd_and_cron_accept_the_schedule() {
     let line = String::from_utf8(sandbox.read("units/forgekeep_drill-my_dot_forge")).expect("text");
     assert!(line.contains("\n0 6 * * 0 root /") && line.contains(" drill my.forge "), "{line}");
     configured(&sandbox, ["schedule", "--instance", "own", "--on", "mon"]).run().ends_with(2);
+    // A machine of drills, whose store has snapshots of several others.
+    let drill = ["schedule", "--instance", "own", "--drill", "--host", "old", "--host", "new"];
+    let printed = configured(&sandbox, drill).run().ok().stdout;
+    assert!(printed.contains(" drill own --host old --host new --config "), "{printed}");
+    configured(&sandbox, ["schedule", "--instance", "own", "--host", "old"]).run().ends_with(2);
 }
 
 #[test]

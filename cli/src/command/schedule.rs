@@ -50,6 +50,9 @@ pub struct Schedule {
     /// Directory for the restored data of the drill [default: that of `drill`]
     #[arg(long, value_name = "DIR", requires = "drill")]
     scratch: Option<PathBuf>,
+    /// Drill only snapshots of this machine, if several have some (can be repeated: any of them)
+    #[arg(long, value_name = "HOST", requires = "drill")]
+    host: Vec<String>,
     /// Write the files into this directory
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
@@ -114,6 +117,7 @@ impl Schedule {
             config: global.config.path(),
             store: global.store.as_deref(),
             scratch: self.scratch.as_deref(),
+            hosts: &self.host,
             instance: &self.instance,
         };
         let at = self.at.unwrap_or(if self.drill { MORNING } else { NIGHT });
@@ -195,6 +199,8 @@ struct Command<'a> {
     store: Option<&'a Path>,
     /// Scratch directory of a drill, if it is not the default.
     scratch: Option<&'a Path>,
+    /// Machines whose snapshots a drill may choose; all if there are none.
+    hosts: &'a [String],
     instance: &'a str,
 }
 
@@ -211,7 +217,9 @@ impl Command<'_> {
     /// Returns the command line of a drill.
     fn drill(&self, quote: Quote) -> Result<String, Failure> {
         let paths = [("--store", self.store), ("--scratch", self.scratch)];
-        self.line(&["drill", self.instance], &paths, quote)
+        let mut words = vec!["drill", self.instance];
+        words.extend(self.hosts.iter().flat_map(|host| ["--host", host]));
+        self.line(&words, &paths, quote)
     }
 
     /// Returns the command line that restarts services which a backup left stopped.
@@ -667,6 +675,7 @@ mod tests {
             config: Path::new("/etc/forgekeep.toml"),
             store: None,
             scratch: None,
+            hosts: &[],
             instance: "a",
         };
         for anything in [false, true] {
