@@ -7,7 +7,7 @@ use crate::mounts::{self, Place};
 use crate::set_aside;
 use crate::view::shown;
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, DirEntry};
 use std::io;
 use std::ops::ControlFlow;
@@ -17,6 +17,8 @@ use store::backup::tree_path;
 use store::observe::Progress;
 use store::skipped::Spared;
 
+/// Most bytes of a name, where the file system does not tell.
+const NAME_BYTES_MAX: usize = 255;
 /// A name that only patterns for all names match.
 const ANY_NAME: &str = "any name";
 /// Directory that file systems make for themselves.
@@ -178,17 +180,43 @@ fn add(
 
 /// Returns the new place of what is at a path; of its content if the path `stays`.
 pub fn free_name(path: &Path, suffix: &str, stays: bool) -> PathBuf {
+    let system = path.parent().and_then(|dir| rustix::fs::statvfs(dir).ok());
+    let bytes_max = system.map_or(NAME_BYTES_MAX, |found| found.f_namemax as usize);
     let named = |end: &str| {
-        if stays {
-            return path.join(format!(".{suffix}{end}"));
+        let end = format!(".{suffix}{end}");
+        match stays {
+            true => path.join(end),
+            false => {
+                path.with_file_name(with_end(path.file_name().unwrap_or_default(), &end, bytes_max))
+            }
         }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{suffix}{end}"));
-        path.with_file_name(name)
     };
     let names = std::iter::once(named("")).chain((2..).map(|number| named(&format!("-{number}"))));
     let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
     free.unwrap_or_else(|| named(""))
+}
+
+/// Appends an end to a name. A name that would be longer than the file system permits is cut, with a
+/// number that keeps it apart from others with the same start.
+fn with_end(name: &OsStr, end: &str, bytes_max: usize) -> OsString {
+    let mut whole = name.to_owned();
+    if name.len() + end.len() > bytes_max
+        && let Some(text) = name.to_str()
+    {
+        let number = format!("~{:08x}", number_of(text.as_bytes()));
+        let start = bytes_max.saturating_sub(end.len() + number.len());
+        let start = (0..=start).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        whole = format!("{}{number}", &text[..start]).into();
+    }
+    whole.push(end);
+    whole
+}
+
+/// Returns a number that differs for most names.
+fn number_of(name: &[u8]) -> u32 {
+    // FNV-1a.
+    name.iter()
+        .fold(0x811c_9dc5, |sum: u32, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take
@@ -395,6 +423,26 @@ mod tests {
         std::fs::write(data.join("new"), "new").expect("writes");
         carry_out(&mut record, &progress).expect("has nothing to do");
         assert_eq!(read("data/new"), "new");
+    }
+
+    #[test]
+    fn names_at_the_limit_of_a_file_system_are_cut() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let suffix = set_aside::suffix("20260102T030405Z");
+        let mut names = Vec::new();
+        for name in [format!("{}a", "ä".repeat(126)), format!("{}b", "ä".repeat(126))] {
+            let path = dir.path().join(&name);
+            std::fs::create_dir(&path).expect("a directory");
+            std::fs::write(path.join("f"), "f").expect("writes");
+            let planned = plan(&path, &suffix, &[], &[], &Progress::default()).expect("plans");
+            make_way(&planned[0]).expect("moves");
+            let to = planned[0].to.file_name().expect("a name").to_owned();
+            assert!(set_aside::is_name(&to) && dir.path().join(&to).join("f").exists(), "{to:?}");
+            names.push(to);
+        }
+        assert_ne!(names[0], names[1]);
+        assert_eq!(with_end(OsStr::new("abc"), ".x", 5), "abc.x");
+        assert_eq!(with_end(OsStr::new(&"x".repeat(30)), ".x", 20).len(), 20);
     }
 
     #[test]
