@@ -7,18 +7,14 @@ pub mod databases;
 pub mod git;
 
 use crate::error::{Error, Result};
+use crate::private_dir::{OF_DRILL, PrivateDir};
 use crate::process::Command;
-use rustix::fs::{FlockOperation, flock};
-use std::fs::{File, Permissions};
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
-/// Start of the names of scratch directories.
-const PREFIX: &str = "forgekeep-drill-";
-/// Maximum number of tries to make a directory that no other drill removes.
-const TRIES_MAX: u32 = 100;
 /// User without rights that every system has.
 const NOBODY: &str = "nobody";
 
@@ -29,9 +25,7 @@ pub struct Scratch {
     work: PathBuf,
     /// User that examines the data; our own if not given.
     user: Option<nix::unistd::User>,
-    // In drop order: nobody removes a directory that is locked.
-    _dir: tempfile::TempDir,
-    _lock: File,
+    _dir: PrivateDir,
 }
 
 impl Scratch {
@@ -39,10 +33,9 @@ impl Scratch {
     pub fn make(parent: &Path, progress: &Progress) -> Result<Scratch> {
         let failed = |source| Error::Write { path: parent.to_owned(), source };
         let parent = parent.canonicalize().map_err(failed)?;
-        remove_stale(&parent);
         let user = nix::unistd::geteuid().is_root().then(|| nix::unistd::User::from_name(NOBODY));
         let user = user.and_then(|found| found.ok().flatten());
-        let (dir, lock) = make_locked(&parent).map_err(failed)?;
+        let dir = PrivateDir::make(&parent, OF_DRILL).map_err(failed)?;
         let work = dir.path().join("work");
         let make = || {
             std::fs::DirBuilder::new().mode(0o700).create(&work)?;
@@ -51,7 +44,7 @@ impl Scratch {
             std::fs::set_permissions(dir.path(), Permissions::from_mode(mode))
         };
         make().map_err(failed)?;
-        let scratch = Scratch { work, user, _dir: dir, _lock: lock };
+        let scratch = Scratch { work, user, _dir: dir };
         scratch.give(&scratch.work).map_err(failed)?;
         if let Some(user) = scratch.user() {
             let words = ["test", "-w", scratch.text()?];
@@ -114,50 +107,10 @@ fn as_argument(path: &Path) -> Result<&str> {
     })
 }
 
-/// Makes a private directory and locks it. Another drill may take it for a stale one before it is
-/// locked.
-fn make_locked(parent: &Path) -> io::Result<(tempfile::TempDir, File)> {
-    let mut tries = 0;
-    loop {
-        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-        let locked = lock(dir.path()).and_then(|lock| {
-            let (made, found) = (lock.metadata()?, dir.path().symlink_metadata()?);
-            Ok(((made.dev(), made.ino()) == (found.dev(), found.ino())).then_some(lock))
-        });
-        tries += 1;
-        match locked {
-            Ok(Some(lock)) => return Ok((dir, lock)),
-            Err(error) if tries == TRIES_MAX => return Err(error),
-            _ if tries == TRIES_MAX => return Err(io::ErrorKind::NotFound.into()),
-            _ => {}
-        }
-    }
-}
-
-/// Opens and locks a directory. The lock ends with the process.
-fn lock(dir: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW;
-    let open = File::options().read(true).custom_flags(flags.bits() as i32).open(dir)?;
-    flock(&open, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(open)
-}
-
-/// Removes the directories of killed drills of this user. One that cannot be removed costs only
-/// space.
-fn remove_stale(parent: &Path) {
-    for item in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        let is_scratch = item.file_name().to_string_lossy().starts_with(PREFIX);
-        let Some(lock) = is_scratch.then(|| lock(&item.path()).ok()).flatten() else { continue };
-        let own = nix::unistd::geteuid().as_raw();
-        if lock.metadata().is_ok_and(|found| found.uid() == own) {
-            let _ = std::fs::remove_dir_all(item.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn scratch_space_is_removed_even_after_a_kill() {
@@ -166,7 +119,7 @@ mod tests {
         let count = || std::fs::read_dir(parent.path()).expect("lists").count();
         let make = || Scratch::make(parent.path(), &Progress::default()).expect("scratch");
         // A killed drill holds no lock.
-        let stale = parent.path().join(format!("{PREFIX}stale"));
+        let stale = parent.path().join(format!("{OF_DRILL}stale"));
         std::fs::create_dir_all(stale.join("work/a")).expect("directories");
         std::fs::create_dir(parent.path().join("other")).expect("a directory");
         let first = make();
@@ -185,8 +138,7 @@ mod tests {
         std::fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).expect("its mode");
         let begin = || {
             for _ in 0..100 {
-                remove_stale(parent.path());
-                let (dir, _lock) = make_locked(parent.path()).expect("makes");
+                let dir = PrivateDir::make(parent.path(), OF_DRILL).expect("makes");
                 assert!(dir.path().is_dir());
             }
         };

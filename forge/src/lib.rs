@@ -14,6 +14,7 @@ pub mod error;
 pub mod file;
 pub mod links;
 pub mod mounts;
+mod private_dir;
 pub mod process;
 pub mod set_aside;
 pub mod sshd;

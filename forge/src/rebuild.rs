@@ -112,6 +112,8 @@ struct Rebuild<'a, 's> {
 pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outcome> {
     let mut rebuild =
         Rebuild { job, record, say, outcome: Outcome::default(), targets: Targets::default() };
+    // A killed call may have left passwords, or a dump.
+    crate::private_dir::remove_stale(job.scratch);
     rebuild.run()?;
     let Rebuild { mut outcome, record, .. } = rebuild;
     // Those of an earlier call count as well.
@@ -123,6 +125,11 @@ pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outco
         .map(|(name, aside)| (format!("database {name}"), format!("database {aside}")));
     outcome.aside = moved.chain(renamed).collect();
     Ok(outcome)
+}
+
+/// Removes data that killed rebuilds left in a directory for scratch data.
+pub fn clear(scratch: &Path) {
+    crate::private_dir::remove_stale(scratch);
 }
 
 /// Describes the missing parts of a snapshot; empty if it is complete.

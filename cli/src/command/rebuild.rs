@@ -9,7 +9,9 @@ use crate::ui::Ui;
 use clap::Args;
 use forge::manifest::{self, Manifest};
 use forge::process::quoted_path;
-use forge::rebuild::{Aside, Forgotten, Job, Outcome, Record, Stage, lacking, moves, rebuild};
+use forge::rebuild::{
+    Aside, Forgotten, Job, Outcome, Record, Stage, clear, lacking, moves, rebuild,
+};
 use forge::recovery;
 use forge::set_aside;
 use forge::settings::{PartSettings, Settings};
@@ -277,6 +279,7 @@ impl Rebuild {
     }
 
     fn forget(&self, state: &Path, ui: &Ui) -> Result<(), Failure> {
+        clear(&self.scratch);
         let Some(forgotten) = Record::forget(state, &self.instance)? else {
             return ui.line("no rebuild is unfinished");
         };

@@ -9,6 +9,7 @@ use crate::check::Check;
 use crate::drill::databases::{Loaded, MAGIC, judge, major, with_errors};
 use crate::error::{Error, Result};
 use crate::manifest::{DIR, Dumped, Manifest, NO_ROLE_PASSWORDS};
+use crate::private_dir::{OF_REBUILD, PrivateDir};
 use crate::process::{Command, Patience, Stdin};
 use crate::service::Reach;
 use crate::service::postgres::{
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::entry::Entry;
@@ -346,16 +347,13 @@ impl<'a> Loader<'a> {
         }
         let user = self.client.user.as_deref().map(nix::unistd::User::from_name);
         let user = user.and_then(|found| found.ok().flatten());
-        // The same name in each call: a killed one leaves its dump, which may be large.
-        let dir = self.scratch.join(format!("forgekeep-rebuild.{}", self.manifest.instance));
-        let path = dir.join("dump");
+        // The next call removes what a killed one leaves, which may be large.
+        let dir = PrivateDir::make(self.scratch, OF_REBUILD).map_err(failed)?;
+        let path = dir.path().join("dump");
         let Some(text) = path.to_str().map(str::to_owned) else { return Ok(None) };
-        let _ = std::fs::remove_dir_all(&dir);
-        let dir = DumpDir(dir);
         let make = || {
-            // Fails if another user holds the name. Only the client's user reads the file.
-            std::fs::DirBuilder::new().mode(0o700).create(&dir.0)?;
-            std::fs::set_permissions(&dir.0, std::fs::Permissions::from_mode(0o711))?;
+            // Only the client's user reads the file.
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
             let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
             let owner = user.map(|user| (user.uid.as_raw(), user.gid.as_raw()));
             owner.map_or(Ok(()), |(uid, gid)| fchown(&file, Some(uid), Some(gid)))?;
@@ -518,18 +516,8 @@ impl<'a> Loader<'a> {
 
 /// A dump for one client, removed when it is dropped.
 struct DumpFile {
-    _dir: DumpDir,
+    _dir: PrivateDir,
     path: String,
-}
-
-/// Directory of a dump, removed when it is dropped.
-struct DumpDir(PathBuf);
-
-impl Drop for DumpDir {
-    fn drop(&mut self) {
-        // The next call removes it otherwise.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 impl DumpFile {

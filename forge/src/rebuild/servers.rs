@@ -12,15 +12,14 @@ use crate::error::{Error, Result};
 use crate::kind::{Rebuilding, Site};
 use crate::overrides;
 use crate::plan::Plan;
+use crate::private_dir::{OF_REBUILD, PrivateDir};
 use crate::secret::Secret;
 use crate::service::control::Control;
 use crate::service::postgres::{Identity, Server};
 use crate::service::redis::{Redis, Standing};
 use crate::service::{LOOPBACK, Password};
 use crate::view::View;
-use std::fs::DirBuilder;
 use std::net::{ToSocketAddrs, UdpSocket};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Names of both kinds of servers in messages.
@@ -99,18 +98,15 @@ impl Rebuild<'_, '_> {
         if configuration.is_empty() || job.manifest.product.image.is_some() {
             return Ok(None);
         }
-        // The same name in each call: a killed one leaves it.
-        let dir = job.scratch.join(format!("forgekeep-rebuild.{}.configuration", job.instance));
-        let _ = std::fs::remove_dir_all(&dir);
-        let failed = |source| Error::Write { path: dir.clone(), source };
-        DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
-        let _removed = Removed(&dir);
-        files::restore_below(job, &[&configuration], &dir)?;
+        let failed = |source| Error::Write { path: job.scratch.to_owned(), source };
+        let private = PrivateDir::make(job.scratch, OF_REBUILD).map_err(failed)?;
+        let dir = private.path();
+        files::restore_below(job, &[&configuration], dir)?;
         let root = dir.join(job.settings.root.strip_prefix("/").unwrap_or(&job.settings.root));
         std::fs::create_dir_all(&root).map_err(failed)?;
         let parts = job.manifest.parts.iter().filter(|part| is_wanted(&part.name));
         let paths: Vec<&Path> = parts.flat_map(|part| &part.paths).map(PathBuf::as_path).collect();
-        complete(&job.settings.root, &paths, &dir).map_err(failed)?;
+        complete(&job.settings.root, &paths, dir).map_err(failed)?;
         let settings = crate::settings::Settings { root: root.clone(), ..job.settings.clone() };
         let progress = job.store.observer().progress();
         let site = Site { instance: job.instance, settings: &settings, progress, is_offline: true };
@@ -447,16 +443,6 @@ impl Rebuild<'_, '_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Directory that is removed when it is dropped.
-struct Removed<'a>(&'a Path);
-
-impl Drop for Removed<'_> {
-    fn drop(&mut self) {
-        // The next call removes it otherwise.
-        let _ = std::fs::remove_dir_all(self.0);
     }
 }
 
