@@ -888,6 +888,32 @@ fn a_gitlab_of_containers_is_rebuilt() {
     let before = std::fs::read(&key).expect("reads");
     std::fs::write(&key, "new").expect("writes");
     std::fs::write(gitlab.path("srv/forge/secrets.env"), "NEW=1").expect("writes");
+
+    // The servers of the snapshot are known before anything changes.
+    let compose = gitlab.path(docker_gitlab::COMPOSE);
+    let text = std::fs::read_to_string(&compose).expect("reads");
+    let other = "postgresql:14\n    container_name: other-postgresql";
+    std::fs::write(&compose, text.replace("postgresql:14", other)).expect("writes");
+    let words = [
+        "names the database server forge-postgresql-1:socket:5432",
+        "--server forge-postgresql-1:socket:5432",
+    ];
+    for argument in ["--yes", "--dry-run"] {
+        configured(&sandbox, ["rebuild", "forge", argument]).run().fails(1, &words);
+    }
+    assert_eq!(std::fs::read(&key).expect("reads"), b"new");
+    for name in [docker_gitlab::COMPOSE, "srv/forge/secrets.env", "srv/forge/.env"] {
+        std::fs::remove_file(gitlab.path(name)).expect("removes");
+    }
+    let planned = configured(&sandbox, ["rebuild", "forge", "--dry-run"]).run().ok().stdout;
+    for words in [
+        "--yes will be needed: the database server forge-postgresql-1:socket:5432 has a database",
+        "--yes will be needed: Redis forge-redis-1:127.0.0.1:6379 has 1000 keys",
+        "6/9 databases     server forge-postgresql-1:socket:5432, PostgreSQL",
+    ] {
+        assert!(planned.contains(words), "{words}: {planned}");
+    }
+    assert_eq!(std::fs::read(&key).expect("reads"), b"new");
     let outcome = configured(&sandbox, ["rebuild", "forge", "--yes", "--sample", "3"]).run().ok();
     assert_eq!(std::fs::read(&key).expect("reads"), before);
     let secrets = std::fs::read_to_string(gitlab.path("srv/forge/secrets.env")).expect("reads");
@@ -914,6 +940,22 @@ fn a_gitlab_in_its_official_container_is_rebuilt() {
     let secrets = gitlab.root().join("srv/gitlab/config/gitlab-secrets.json");
     std::fs::write(&secrets, "{}").expect("writes");
     let inode = secrets.parent().expect("a directory").metadata().expect("is there").ino();
+
+    // The snapshot's configuration names another server than that of this machine.
+    let generated = "srv/gitlab/data/gitlab-rails/etc/database.yml";
+    let generated = gitlab.root().join(generated);
+    let text = std::fs::read_to_string(&generated).expect("reads");
+    let elsewhere = text.replace("/var/opt/gitlab/postgresql", "db.example.com");
+    assert_ne!(text, elsewhere);
+    std::fs::write(&generated, elsewhere).expect("writes");
+    let target = "forge-gitlab-1:/var/opt/gitlab/postgresql:5432";
+    let words = [&*format!("database server {target}"), "forge-gitlab-1:db.example.com:5432"];
+    for argument in ["--yes", "--dry-run"] {
+        configured(&sandbox, ["rebuild", "forge", argument]).run().fails(1, &words);
+    }
+    assert_eq!(std::fs::read_to_string(&secrets).expect("reads"), "{}");
+    std::fs::write(&generated, text).expect("writes");
+
     let outcome = configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
     let text = std::fs::read_to_string(&secrets).expect("reads");
     assert!(text.contains("db_key_base"), "{text}");

@@ -13,6 +13,10 @@ use std::path::PathBuf;
 /// Names and addresses of this machine itself.
 pub const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
+/// Names that containers have for the machine that runs them. The machine itself does not know them.
+pub const HOST_OF_CONTAINERS: [&str; 3] =
+    ["host.docker.internal", "host.containers.internal", "gateway.docker.internal"];
+
 /// Environment in which the clients of a service run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach {

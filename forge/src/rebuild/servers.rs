@@ -10,6 +10,7 @@ use super::record::Aside;
 use super::{Rebuild, Stage};
 use crate::error::{Error, Result};
 use crate::kind::{Rebuilding, Site};
+use crate::links;
 use crate::overrides;
 use crate::plan::Plan;
 use crate::private_dir::{OF_REBUILD, PrivateDir};
@@ -17,7 +18,7 @@ use crate::secret::Secret;
 use crate::service::control::Control;
 use crate::service::postgres::{Identity, Server};
 use crate::service::redis::{Redis, Standing};
-use crate::service::{LOOPBACK, Password};
+use crate::service::{HOST_OF_CONTAINERS, LOOPBACK, Password, Reach};
 use crate::view::View;
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -88,14 +89,14 @@ impl Rebuild<'_, '_> {
     }
 
     /// Makes the plan of the instance with the configuration of the snapshot, in a directory of its
-    /// own. Returns `None` if it cannot be made there, for example because containers are asked.
+    /// own. Returns `None` if it cannot be made there, for example without the container.
     fn predicted(&self, rebuilding: &Rebuilding) -> Result<Option<Plan>> {
         let job = self.job;
         let is_wanted = |name: &str| {
             name != SSH && (rebuilding.first.contains(&name) || rebuilding.remade.contains(&name))
         };
         let configuration = Files::of(job, |part| is_wanted(&part.name));
-        if configuration.is_empty() || job.manifest.product.image.is_some() {
+        if configuration.is_empty() {
             return Ok(None);
         }
         let failed = |source| Error::Write { path: job.scratch.to_owned(), source };
@@ -104,10 +105,20 @@ impl Rebuild<'_, '_> {
         files::restore_below(job, &[&configuration], dir)?;
         let root = dir.join(job.settings.root.strip_prefix("/").unwrap_or(&job.settings.root));
         std::fs::create_dir_all(&root).map_err(failed)?;
+        if job.manifest.product.image.is_some() {
+            show_reported(&job.settings.root, &root).map_err(failed)?;
+        }
         let parts = job.manifest.parts.iter().filter(|part| is_wanted(&part.name));
         let paths: Vec<&Path> = parts.flat_map(|part| &part.paths).map(PathBuf::as_path).collect();
         complete(&job.settings.root, &paths, dir).map_err(failed)?;
-        let settings = crate::settings::Settings { root: root.clone(), ..job.settings.clone() };
+        // The settings may name the compose files, which the snapshot has, too.
+        let compose = job.settings.compose.iter().map(|path| {
+            let own = dir.join(path.strip_prefix("/").unwrap_or(path));
+            if own.exists() { own } else { path.clone() }
+        });
+        let compose = compose.collect();
+        let settings =
+            crate::settings::Settings { root: root.clone(), compose, ..job.settings.clone() };
         let progress = job.store.observer().progress();
         let site = Site { instance: job.instance, settings: &settings, progress, is_offline: true };
         let mut plan = match overrides::plan(&site) {
@@ -169,9 +180,8 @@ impl Rebuild<'_, '_> {
             match &postgres {
                 Some(target) => {
                     let server = here.and_then(|plan| plan.postgres.as_ref());
-                    let is_local = target.reach.into.is_empty();
                     if let Some(host) = target.host.as_ref().filter(|host| host.starts_with('/'))
-                        && is_local
+                        && target.reach.into.is_empty()
                     {
                         in_use::expect_reachable(planned, POSTGRES, Path::new(host))?;
                     }
@@ -293,8 +303,7 @@ impl Rebuild<'_, '_> {
     fn reasons_of(&self, loader: &Loader<'_>, server: &Server) -> Result<Vec<String>> {
         let address = server.shown();
         let mut reasons = Vec::new();
-        let host = server.host.as_deref().filter(|_| server.reach.into.is_empty());
-        if host.is_some_and(|host| !is_here(host)) && !self.is_chosen(&address) {
+        if !is_local(server.host.as_deref(), &server.reach) && !self.is_chosen(&address) {
             reasons.push(format!("the {POSTGRES} {address} is not on this machine"));
         }
         for name in loader.foreign(self.record)? {
@@ -342,7 +351,10 @@ impl Rebuild<'_, '_> {
         let Pair { target, here } = *pair;
         let progress = self.job.store.observer().progress();
         let address = target.shown();
-        let usual = crate::kind::below(&self.job.settings.root, Path::new(USUAL));
+        let usual = match target.reach.into.is_empty() {
+            true => crate::kind::below(&self.job.settings.root, Path::new(USUAL)),
+            false => USUAL.into(),
+        };
         let is_own = target.socket.as_ref().is_some_and(|socket| socket.starts_with(&usual));
         let standing = match self.standing(target) {
             // The package gives it the password of the restored configuration.
@@ -372,8 +384,7 @@ impl Rebuild<'_, '_> {
     fn reasons_of_redis(&self, redis: &Redis, keys: u64) -> Vec<String> {
         let address = redis.shown();
         let host = redis.host.as_deref().filter(|_| redis.socket.is_none());
-        let host = host.filter(|_| redis.reach.into.is_empty());
-        let is_elsewhere = host.is_some_and(|host| !is_here(host)) && !self.is_chosen(&address);
+        let is_elsewhere = !is_local(host, &redis.reach) && !self.is_chosen(&address);
         let elsewhere = is_elsewhere.then(|| format!("{REDIS} {address} is not on this machine"));
         let full = (keys > 0).then(|| format!("{REDIS} {address} has {keys} keys"));
         elsewhere.into_iter().chain(full).collect()
@@ -455,7 +466,9 @@ fn complete(root: &Path, paths: &[&Path], dir: &Path) -> std::io::Result<()> {
     above.dedup();
     for real in above {
         let own = dir.join(real.strip_prefix("/").unwrap_or(real));
-        if paths.iter().any(|path| real.starts_with(path)) || !own.is_dir() {
+        // A link of the snapshot may lead out of the copy.
+        let is_copy = own.is_dir() && own.canonicalize().is_ok_and(|own| own.starts_with(dir));
+        if paths.iter().any(|path| real.starts_with(path)) || !is_copy {
             continue;
         }
         for entry in std::fs::read_dir(real).into_iter().flatten().flatten() {
@@ -466,6 +479,36 @@ fn complete(root: &Path, paths: &[&Path], dir: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Shows the copy `own` of a root at the path of the root within it, too: the program that runs
+/// containers reports paths of this machine, which lie below the root already.
+fn show_reported(root: &Path, own: &Path) -> std::io::Result<()> {
+    let (Some(around), Some(name)) = (root.parent(), root.file_name()) else { return Ok(()) };
+    let mut dir = own.to_owned();
+    for name in links::names(around) {
+        dir.push(name);
+        match dir.symlink_metadata() {
+            Ok(found) if found.is_dir() => {}
+            // It leads elsewhere.
+            Ok(_) => return Ok(()),
+            Err(_) => std::fs::create_dir(&dir)?,
+        }
+    }
+    let inner = dir.join(name);
+    match inner.symlink_metadata() {
+        Ok(_) => Ok(()),
+        Err(_) => std::os::unix::fs::symlink(own, inner),
+    }
+}
+
+/// Returns true if a host is this machine, for clients that may run in a container. There, a name
+/// without a dot is that of another container. Without a host, it is the usual socket.
+fn is_local(host: Option<&str>, reach: &Reach) -> bool {
+    let Some(host) = host else { return true };
+    let is_inside = !reach.into.is_empty();
+    let is_container = || !host.contains(['.', ':']) || HOST_OF_CONTAINERS.contains(&host);
+    is_here(host) || is_inside && is_container()
 }
 
 /// Returns true if two addresses of database servers are one place, by their texts.
@@ -527,9 +570,40 @@ mod tests {
 
     #[test]
     fn own_addresses_are_here() {
-        for (host, is) in [("/run/x", true), ("127.0.0.1", true), ("192.0.2.1", false)] {
-            assert_eq!(is_here(host), is, "{host}");
+        let inside = Reach { into: vec!["docker".into(), "db".into()], ..Reach::default() };
+        for (host, is_local_here, is_local_inside) in [
+            ("/run/x", true, true),
+            ("127.0.0.1", true, true),
+            ("192.0.2.1", false, false),
+            ("db.invalid", false, false),
+            ("postgresql-of-a-container", false, true),
+            ("host.docker.internal", false, true),
+        ] {
+            assert_eq!(is_local(Some(host), &Reach::default()), is_local_here, "{host}");
+            assert_eq!(is_local(Some(host), &inside), is_local_inside, "{host}");
         }
+    }
+
+    #[test]
+    fn paths_that_containers_report_lead_into_the_copy() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = Path::new("/mnt/old/root");
+        let [own, other] = ["own", "other"].map(|name| dir.path().join(name));
+        std::fs::create_dir_all(own.join("srv")).expect("directories");
+        show_reported(Path::new("/"), &own).expect("has nothing to do");
+        assert!(!own.join("mnt").exists());
+        for _ in 0..2 {
+            show_reported(root, &own).expect("links");
+        }
+        assert!(own.join("mnt/old/root/srv").is_dir());
+        // Nothing is written behind a link of the snapshot.
+        for dir in [&own, &other] {
+            let _ = std::fs::remove_dir_all(dir);
+            std::fs::create_dir(dir).expect("a directory");
+        }
+        std::os::unix::fs::symlink(&other, own.join("mnt")).expect("links");
+        show_reported(root, &own).expect("skips it");
+        assert_eq!(std::fs::read_dir(&other).expect("lists").count(), 0);
     }
 
     #[test]

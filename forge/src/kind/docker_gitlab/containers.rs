@@ -8,17 +8,12 @@ use crate::file;
 use crate::kind::Site;
 use crate::plan::{Database, Phase, Plan};
 use crate::process::{Command, QUESTION};
-use crate::service::LOOPBACK;
 use crate::service::into_container;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Login, Redis};
-use crate::service::{Password, Reach};
+use crate::service::{HOST_OF_CONTAINERS, LOOPBACK, Password, Reach};
 use std::path::Path;
 use store::entry::Displayed;
-
-/// Names that containers have for the machine that runs them. The machine itself does not know them.
-const HOST_OF_CONTAINERS: [&str; 3] =
-    ["host.docker.internal", "host.containers.internal", "gateway.docker.internal"];
 
 fn is_postgres(service: &Service) -> bool {
     let repository = service.repository();
