@@ -738,6 +738,63 @@ fn only_the_expected_database_server_is_changed() {
     assert_eq!(new.query("postgres", databases), "0");
 }
 
+/// The rebuild replaces a file with which it logs in.
+#[test]
+fn passwords_of_the_snapshot_may_be_older_than_the_servers() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    let roles = "create role app superuser login password 'old'; create role shop; \
+                 create database shop owner shop";
+    postgres.sql("postgres", roles);
+    postgres.sql("shop", "set role shop; create table t as select generate_series(1, 500)");
+    let access = dir.path().join("pg/data/pg_hba.conf");
+    let rest = std::fs::read_to_string(&access).expect("reads");
+    std::fs::write(&access, format!("local all app scram-sha-256\n{rest}")).expect("writes");
+    postgres.query("postgres", "select pg_reload_conf()");
+    let file = dir.path().join("data/login");
+    std::fs::create_dir_all(dir.path().join("data")).expect("directories");
+    let private = std::fs::Permissions::from_mode(0o600);
+    let scratch = dir.path().to_str().expect("text");
+    for setting in ["password = { file = 'FILE' }", "passfile = 'FILE'"] {
+        let write = |password: &str| {
+            let text = if setting.contains("passfile") { "*:*:*:*:" } else { "" };
+            std::fs::write(&file, format!("{text}{password}\n")).expect("writes");
+            std::fs::set_permissions(&file, private.clone()).expect("its mode");
+        };
+        let more = format!(
+            "[instances.forge.parts.data]\npath = '{0}/data'\n\
+             [instances.forge.postgres]\nhost = '{1}'\nrole = 'app'\n{2}\n\
+             [instances.forge.services]\nstop = [{{ command = ['true'] }}]\n\
+             start = [{{ command = ['test', '-e', '{0}/starts'] }}]\n",
+            dir.path().display(),
+            postgres.socket_dir().display(),
+            setting.replace("FILE", &file.display().to_string()),
+        );
+        configure_kind(&sandbox, "plain", dir.path(), &more);
+        postgres.sql("postgres", "alter role app password 'old'");
+        write("old");
+        backup(&sandbox).run().ok();
+        postgres.sql("postgres", "alter role app password 'new'; drop database shop");
+        write("new");
+        let rebuild = |arguments: &[&str]| {
+            configured(&sandbox, ["rebuild", "forge", "--scratch", scratch]).args(arguments).run()
+        };
+        // What a killed call leaves.
+        let left = dir.path().join("forgekeep-rebuild-killed");
+        std::fs::create_dir_all(left.join("in")).expect("directories");
+        rebuild(&["--yes"]).ends_with(1);
+        assert!(!left.exists());
+        assert!(std::fs::read_to_string(&file).expect("reads").ends_with("old\n"));
+        std::fs::write(dir.path().join("starts"), "").expect("writes");
+        let outcome = rebuild(&[]).ok();
+        assert_eq!(postgres.query("shop", "select count(*) from t"), "500");
+        let words = format!("give {} the password that the server accepts", file.display());
+        assert!(outcome.stdout.contains(&words), "{}", outcome.all_output());
+        std::fs::remove_file(dir.path().join("starts")).expect("removes");
+    }
+}
+
 /// A server goes on in a directory that was renamed.
 #[test]
 fn directories_of_running_servers_do_not_move() {

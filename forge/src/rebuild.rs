@@ -14,6 +14,7 @@ mod databases;
 mod examine;
 mod files;
 mod in_use;
+mod logins;
 mod part_links;
 mod record;
 mod roles;
@@ -225,6 +226,10 @@ impl Rebuild<'_, '_> {
         }
         let left = rebuilding.left.iter().map(|line| line.replace("{rake}", &rake));
         self.outcome.left.extend(left);
+        if !job.is_dry {
+            let refused = self.refused_files().unwrap_or_default();
+            self.outcome.left.extend(refused);
+        }
         Ok(())
     }
 
@@ -251,8 +256,21 @@ impl Rebuild<'_, '_> {
         Error::Settings { instance: self.job.instance.into(), reason }
     }
 
-    /// Makes the plan of the instance as it is now on this machine.
+    /// Makes the plan of the instance as it is now on this machine, with logins that its servers
+    /// accept.
     fn plan(&self) -> Result<(Plan, &'static dyn Kind)> {
+        let (mut plan, kind) = self.plan_without_logins()?;
+        if self.record.aside().iter().any(|aside| aside.is_done) {
+            let postgres = plan.postgres.as_ref().map(|server| self.accepted_login(server));
+            plan.postgres = postgres.transpose()?;
+            let redis = plan.redis.as_ref().map(|redis| self.accepted_redis_login(redis));
+            plan.redis = redis.transpose()?;
+        }
+        Ok((plan, kind))
+    }
+
+    /// Makes the plan with the logins of the settings.
+    fn plan_without_logins(&self) -> Result<(Plan, &'static dyn Kind)> {
         let Job { instance, settings, store, .. } = *self.job;
         let progress = store.observer().progress();
         let (mut plan, kind) =

@@ -14,12 +14,10 @@ use crate::links;
 use crate::overrides;
 use crate::plan::Plan;
 use crate::private_dir::{OF_REBUILD, PrivateDir};
-use crate::secret::Secret;
 use crate::service::control::Control;
 use crate::service::postgres::{Identity, Server};
 use crate::service::redis::{Redis, Standing};
-use crate::service::{HOST_OF_CONTAINERS, LOOPBACK, Password, Reach};
-use crate::view::View;
+use crate::service::{HOST_OF_CONTAINERS, LOOPBACK, Reach};
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 
@@ -33,8 +31,6 @@ const SSH: &str = "ssh-host-keys";
 /// Messages of a database server that knows the login and does not accept it.
 const REFUSED: [&str; 3] =
     ["password authentication failed", "no password supplied", "\" does not exist"];
-/// Longest password in the snapshot, in bytes.
-const PASSWORD_BYTES_MAX: u64 = 64 << 10;
 
 /// Servers to which a rebuild writes.
 #[derive(Debug, Default, Clone)]
@@ -60,32 +56,12 @@ impl Rebuild<'_, '_> {
             false => self.predicted(rebuilding)?,
         };
         let plan = plan.as_ref().or(here);
-        let mut targets = Targets {
-            postgres: plan.and_then(|plan| plan.postgres.clone()),
-            redis: plan.and_then(|plan| plan.redis.clone()),
-        };
-        // The rebuild replaces files with passwords, too.
-        if let Some(server) = &mut targets.postgres
-            && let Some(password) = self.password(server.secret.as_ref())
-        {
-            (server.secret, server.password) = (None, Some(password));
-        }
-        Ok(targets)
-    }
-
-    /// Returns the password in a file of the snapshot.
-    fn password(&self, secret: Option<&Secret>) -> Option<Password> {
-        let Some(Secret::File(path)) = secret else { return None };
-        let parts = self.job.manifest.parts.iter().flat_map(|part| &part.paths);
-        if self.record.is_done(Stage::Files)
-            || !parts.into_iter().any(|part| path.starts_with(part))
-        {
-            return None;
-        }
-        let (store, root) = (self.job.store, self.job.snapshot.root.chunk());
-        let text = View::Tree { store, root }.content(path, PASSWORD_BYTES_MAX).ok().flatten()?;
-        let text = String::from_utf8(text).ok()?;
-        Some(Password(text.trim_end_matches(['\n', '\r']).to_owned()))
+        let postgres = plan.and_then(|plan| plan.postgres.as_ref());
+        let redis = plan.and_then(|plan| plan.redis.as_ref());
+        Ok(Targets {
+            postgres: postgres.map(|server| self.accepted_login(server)).transpose()?,
+            redis: redis.map(|redis| self.accepted_redis_login(redis)).transpose()?,
+        })
     }
 
     /// Makes the plan of the instance with the configuration of the snapshot, in a directory of its
@@ -530,7 +506,7 @@ fn is_here(host: &str) -> bool {
 }
 
 /// Returns true for messages of a server that knows a login and does not accept it.
-fn is_refused(output: &str) -> bool {
+pub fn is_refused(output: &str) -> bool {
     REFUSED.iter().any(|text| output.contains(text)) && !output.contains("database \"")
 }
 
