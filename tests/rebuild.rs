@@ -738,6 +738,42 @@ fn only_the_expected_database_server_is_changed() {
     assert_eq!(new.query("postgres", databases), "0");
 }
 
+/// The package brings a configuration with a server that no admin has chosen.
+#[test]
+fn the_configuration_of_a_package_names_no_server() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = crate::mattermost::alone(dir.path());
+    sandbox.write("services/state", "active\n");
+    // Nothing listens at the address in the other configuration.
+    let more = "[instances.forge.postgres]\nwait = '1s'\n";
+    configure_kind(&sandbox, "mattermost", dir.path(), more);
+    postgres.sql("postgres", "alter role mmuser createdb");
+    with_systemctl(&sandbox, &["backup", "--instance", "forge", "--init"]).run().ok();
+    let config = dir.path().join("opt/mattermost/config");
+    std::fs::remove_file(config.join("mattermost.environment")).expect("removes");
+    let set = |source: &str| {
+        let text = format!(
+            r#"{{"SqlSettings": {{"DriverName": "postgres", "DataSource": "{source}"}},
+               "FileSettings": {{"DriverName": "local", "Directory": "./files/"}}}}"#
+        );
+        std::fs::write(config.join("config.json"), text).expect("writes");
+    };
+    let scratch = dir.path().to_str().expect("text");
+    let rebuild = |arguments: &[&str]| {
+        let all = [&["rebuild", "forge", "--scratch", scratch], arguments].concat();
+        with_systemctl(&sandbox, &all).run()
+    };
+    let usual = "postgres://mmuser:mostest@localhost/mattermost_test?sslmode=disable";
+    set(&usual.replace("mostest", "chosen"));
+    rebuild(&["--dry-run"]).fails(1, &["and that of this machine names localhost:5432"]);
+    set(usual);
+    let planned = rebuild(&["--dry-run"]).ok().stdout;
+    assert!(planned.contains("--yes will be needed"), "{planned}");
+    rebuild(&["--yes"]).ok();
+    assert_eq!(postgres.query("chat", "select count(*) > 0 from fileinfo"), "t");
+}
+
 /// The rebuild replaces a file with which it logs in.
 #[test]
 fn passwords_of_the_snapshot_may_be_older_than_the_servers() {

@@ -55,6 +55,13 @@ pub trait Kind: Sync {
         Rebuilding::default()
     }
 
+    /// Returns true if the plan has the database server of a configuration that the product's package
+    /// brings, so that no admin has named it.
+    fn is_default(&self, plan: &Plan) -> bool {
+        let _ = plan;
+        false
+    }
+
     /// Fills the plan with the parts of an instance.
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()>;
 

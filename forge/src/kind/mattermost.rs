@@ -13,6 +13,7 @@ use crate::check::Check;
 use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::plan::{Database, Part, Plan, Product};
+use crate::service::LOOPBACK;
 use crate::service::configured;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
@@ -33,6 +34,11 @@ const CONFIG_FILE: &str = "config.json";
 
 /// Default name of the database.
 const DATABASE: &str = "mattermost";
+
+/// Role, password and database in the configuration that its package brings.
+const DEFAULT_ROLE: &str = "mmuser";
+const DEFAULT_PASSWORD: &str = "mostest";
+const DEFAULT_DATABASE: &str = "mattermost_test";
 
 /// Name of the service, and of the user who runs it.
 pub const SERVICE: &str = "mattermost";
@@ -69,6 +75,16 @@ impl Kind for Mattermost {
             is_version_in_database: true,
             ..Rebuilding::default()
         }
+    }
+
+    fn is_default(&self, plan: &Plan) -> bool {
+        let is_named = |name: &str| plan.databases.iter().any(|database| database.name == name);
+        plan.postgres.as_ref().is_some_and(|server| {
+            server.host.as_deref().is_some_and(|host| LOOPBACK.contains(&host))
+                && server.role.as_deref() == Some(DEFAULT_ROLE)
+                && server.password.as_ref().is_some_and(|known| known.0 == DEFAULT_PASSWORD)
+                && is_named(DEFAULT_DATABASE)
+        })
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

@@ -9,7 +9,7 @@ use super::in_use::{self, Servers};
 use super::record::Aside;
 use super::{Rebuild, Stage};
 use crate::error::{Error, Result};
-use crate::kind::{Rebuilding, Site};
+use crate::kind::{Kind, Rebuilding, Site};
 use crate::links;
 use crate::overrides;
 use crate::plan::Plan;
@@ -155,7 +155,12 @@ impl Rebuild<'_, '_> {
         if !job.manifest.databases.is_empty() {
             match &postgres {
                 Some(target) => {
-                    let server = here.and_then(|plan| plan.postgres.as_ref());
+                    // A configuration that the package brings names no server of the admin.
+                    let kind: Option<&dyn Kind> = crate::kind::find(&job.settings.kind);
+                    let is_unset = |plan: &&Plan| kind.is_some_and(|kind| kind.is_default(plan));
+                    let is_target_here = is_local(target.host.as_deref(), &target.reach);
+                    let named = here.filter(|plan| !(is_target_here && is_unset(plan)));
+                    let server = named.and_then(|plan| plan.postgres.as_ref());
                     if let Some(host) = target.host.as_ref().filter(|host| host.starts_with('/'))
                         && target.reach.into.is_empty()
                     {
