@@ -947,6 +947,7 @@ fn mounts_follow_neither_the_kept_data_nor_the_services() {
         echo \"umount -q $PWD/data/inner || true\" > stop
         echo \"test -e $PWD/starts && mount --bind $PWD/inner $PWD/data/inner\" > start
         mount --bind inner data/inner
+        echo newest > inner/f
         no $FK rebuild forge --yes
         no $FK rebuild forge --yes 2> refused
         no grep 'since the rebuild began' refused
@@ -954,6 +955,9 @@ fn mounts_follow_neither_the_kept_data_nor_the_services() {
         $FK rebuild forge --yes > faults 2>&1 || test $? = 3
         cat faults
         grep 'unmounted by the commands that stop services: [^ ,]*/data/inner;' faults
+        # What belongs there is restored once it is mounted again.
+        grep content data/inner/f
+        grep content inner/f
         # Another file system at the same place.
         rm starts; umount data/inner; echo true > stop; echo \"test -e $PWD/starts\" > start
         mount -t tmpfs none data

@@ -420,8 +420,9 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
              rebuild {instance} --forget`, and begin a new one, which keeps what is there now"
         ),
         E::OtherMounts { instance, .. } => format!(
-            "mount as it was then and run the command again; or forget this rebuild with `forgekeep \
-             rebuild {instance} --forget`, and begin a new one"
+            "mount as it was then and run the command again; leave mounts out of the commands that stop \
+             services; or forget this rebuild with `forgekeep rebuild {instance} --forget`, and begin a \
+             new one"
         ),
         E::MountedFile { .. } => {
             "nothing was changed; unmount it (`umount`) until the rebuild is done, or copy the file of \

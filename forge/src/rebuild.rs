@@ -27,6 +27,7 @@ use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};
 use crate::kind::{Kind, Rebuilding, Site};
 use crate::manifest::Manifest;
+use crate::mounts;
 use crate::overrides;
 use crate::plan::{Phase, Plan, Product};
 use crate::process::Command;
@@ -193,17 +194,23 @@ impl Rebuild<'_, '_> {
             rebuild.stop(&rebuilding)?;
             rebuild.expect_mounts_stopped(&[&first, &rest])
         })?;
-        self.stage(Stage::Files, |rebuild| rebuild.files(Stage::Files, &rest))?;
+        // Before anything else, so that the mount points are those of the moves.
+        let unmounted = self.unmounted();
+        let mounted = rest.without(job, &unmounted)?;
+        self.stage(Stage::Files, |rebuild| rebuild.files(Stage::Files, &mounted))?;
         self.stage(Stage::Databases, Rebuild::databases)?;
         self.stage(Stage::Redis, |rebuild| rebuild.redis(&rebuilding))?;
         let is_quiet = !self.record.is_done(Stage::Start) && !job.is_dry;
-        if is_quiet {
+        if is_quiet && unmounted.is_empty() {
             // Services that run change references.
             if let Some(compared) = self.repositories(true)? {
                 self.record.keep(compared)?;
             }
         }
-        self.stage(Stage::Start, |rebuild| rebuild.start(&rebuilding))?;
+        self.stage(Stage::Start, |rebuild| {
+            rebuild.start(&rebuilding)?;
+            rebuild.restore_unmounted(&rest, &unmounted)
+        })?;
         let is_examined = self.record.checks().iter().any(|check| check.name == examine::FSCK);
         if !is_examined && !job.is_dry {
             let examined = self.repositories(false)?;
@@ -211,7 +218,7 @@ impl Rebuild<'_, '_> {
         }
         self.stage(Stage::Checks, Rebuild::examine)?;
         self.outcome.checks.extend(lost(self.record.losses()));
-        self.outcome.checks.extend(self.hidden());
+        self.outcome.checks.extend(self.hidden(&unmounted));
         let plan = self.plan().map(|(plan, _)| plan);
         let supervisor = plan.ok().and_then(|plan| plan.control.supervisor().cloned());
         let rake = supervisor.map_or_else(String::new, |supervisor| supervisor.shown());
@@ -413,11 +420,50 @@ impl Rebuild<'_, '_> {
         match self.record.mounts_stopped() {
             Some(known) if *known != mounts => Err(self.other_mounts(known, &mounts)),
             Some(_) => Ok(()),
-            None => {
-                self.record.set_mounts_stopped(mounts);
-                Ok(())
-            }
+            None => match self.record.mounts() {
+                // Nothing has moved yet.
+                Some(known) if mounts.iter().any(|(path, of)| known.get(path) != Some(of)) => {
+                    Err(self.other_mounts(known, &mounts))
+                }
+                _ => {
+                    self.record.set_mounts_stopped(mounts);
+                    Ok(())
+                }
+            },
         }
+    }
+
+    /// Returns the outermost file systems that the commands which stop services have unmounted.
+    fn unmounted(&self) -> Vec<PathBuf> {
+        let (Some(known), Some(stopped)) = (self.record.mounts(), self.record.mounts_stopped())
+        else {
+            return Vec::new();
+        };
+        let gone = || known.keys().filter(|path| !stopped.contains_key(*path));
+        let is_outer =
+            |path: &&PathBuf| !gone().any(|other| other != *path && path.starts_with(other));
+        gone().filter(is_outer).cloned().collect()
+    }
+
+    /// Restores what belongs on file systems that are mounted only while services run.
+    fn restore_unmounted(&mut self, rest: &Files, unmounted: &[PathBuf]) -> Result<()> {
+        let job = self.job;
+        for mount in unmounted.iter().filter(|_| !job.is_dry) {
+            let files = rest.on(job, mount)?;
+            if files.is_empty() {
+                continue;
+            }
+            let planned = files.asides(job, self.record.suffix())?;
+            let is_known = |path: &Path| self.record.aside().iter().any(|aside| aside.from == path);
+            let new = planned.into_iter().filter(|aside| !is_known(&aside.from)).collect();
+            self.record.begin(Stage::Start, new)?;
+            aside::carry_out(self.record, job.store.observer().progress())?;
+            let (text, losses) = files.restore(job)?;
+            self.record.restored()?;
+            (self.say)(Stage::Start, &text);
+            self.record.lose(losses)?;
+        }
+        Ok(())
     }
 
     fn other_mounts(&self, known: &Mounts, mounts: &Mounts) -> Error {
@@ -432,21 +478,29 @@ impl Rebuild<'_, '_> {
         Error::OtherMounts { changed, instance: self.job.instance.into() }
     }
 
-    /// Returns a check of file systems that services unmounted while files were restored.
-    fn hidden(&self) -> Option<Check> {
-        let (known, stopped) = (self.record.mounts()?, self.record.mounts_stopped()?);
-        let hidden = known.keys().filter(|path| !stopped.contains_key(*path));
-        let hidden: Vec<PathBuf> = hidden.cloned().collect();
-        if hidden.is_empty() {
+    /// Returns a check of file systems that were not mounted while files were restored.
+    fn hidden(&self, unmounted: &[PathBuf]) -> Option<Check> {
+        if unmounted.is_empty() || self.job.is_dry {
             return None;
         }
+        let what = "unmounted by the commands that stop services";
+        let known = self.record.mounts()?;
+        let is_back = |path: &&PathBuf| known.get(*path) == Some(&mounts::identity(path));
+        let away: Vec<PathBuf> = unmounted.iter().filter(|path| !is_back(path)).cloned().collect();
+        if away.is_empty() {
+            let text = format!(
+                "{what}: {}; what the snapshot has there was restored once services had started",
+                shown_paths(unmounted)
+            );
+            let hint = "restart the services, which may have read what was there before";
+            return Some(Check::new("mounts", Verdict::Warning, text).with_hint(hint));
+        }
         let text = format!(
-            "unmounted by the commands that stop services: {}; what the snapshot has there was \
-             restored to the directory below",
-            shown_paths(&hidden)
+            "{what}: {}; what the snapshot has there was restored to the directory below",
+            shown_paths(&away)
         );
-        let hint = "unmount it once more, and copy what the directory has to the file system; or keep \
-                    it mounted while services are stopped, and rebuild once more";
+        let hint = "copy what the directory has to the file system; or keep it mounted while services \
+                    are stopped, and rebuild once more";
         Some(Check::new("mounts", Verdict::Failed, text).with_hint(hint))
     }
 

@@ -74,6 +74,8 @@ pub struct Files {
     paths: Vec<PathBuf>,
     /// Links that lead to data of parts, also those within the paths.
     links: Vec<PartLink>,
+    /// Directories within the paths whose content is not restored.
+    without: Vec<PathBuf>,
 }
 
 impl Files {
@@ -112,7 +114,7 @@ impl Files {
         let all = paths.clone();
         paths.retain(|path| !all.iter().any(|other| other != path && path.starts_with(other)));
         let links = part_links::read(job, &parts);
-        Files { paths, links }
+        Files { paths, links, without: Vec::new() }
     }
 
     /// Returns those of some paths that the snapshot has.
@@ -122,7 +124,32 @@ impl Files {
             TreeReader::within(&root, &tree_path(path), job.store).next().is_some()
         };
         paths.retain(is_there);
-        Files { paths, links: Vec::new() }
+        Files { paths, ..Files::default() }
+    }
+
+    /// Returns those of the paths, or the paths within them, that lie on a file system mounted at
+    /// `mount`.
+    pub fn on(&self, job: &Job<'_>, mount: &Path) -> Result<Files> {
+        let mut paths = Vec::new();
+        for path in &self.paths {
+            let place = place(job, path)?;
+            if place.starts_with(mount) {
+                paths.push(path.clone());
+            } else if let Ok(inner) = mount.strip_prefix(&place) {
+                paths.push(path.join(inner));
+            }
+        }
+        Ok(Files::there(job, paths))
+    }
+
+    /// Returns the same without what lies on these file systems.
+    pub fn without(&self, job: &Job<'_>, mounts: &[PathBuf]) -> Result<Files> {
+        let mut without = Vec::new();
+        for mount in mounts {
+            without.extend(self.on(job, mount)?.paths);
+        }
+        let paths = self.paths.iter().filter(|path| !without.contains(path)).cloned().collect();
+        Ok(Files { paths, links: self.links.clone(), without })
     }
 
     /// Returns the first of the paths with a name, or the path of that name in one of them.
@@ -244,8 +271,11 @@ impl Files {
         }
         let root = job.snapshot.root.chunk();
         let (mut totals, mut losses) = ((0, 0), Losses::default());
+        let without: Vec<Vec<u8>> =
+            self.without.iter().map(|dir| store::glob::within(dir, b"*")).collect();
         let mut restored = |from: &[u8], target: &Path, include: Globs| -> Result<()> {
-            let options = Options { include, ..options(job)? };
+            let exclude = Globs::new(without.iter().map(Vec::as_slice))?;
+            let options = Options { include, exclude, ..options(job)? };
             let report = store::restore::restore(job.store, &root, from, target, &options)?;
             losses.paths += report.failed;
             losses.metadata += report.metadata_refused;
