@@ -1194,6 +1194,50 @@ fn a_mattermost_with_settings_in_its_database_is_rebuilt() {
     assert!(outcome.stdout.contains("4 rows with files; all"), "{}", outcome.all_output());
 }
 
+/// Asserts that the lines which docs/restore.md shows below the commands of a rebuild are those of a
+/// run, but for numbers, ids and times. The page shows some of the lines.
+#[track_caller]
+fn assert_documented(printed: &str) {
+    let stable = |line: &str| {
+        let mut words = Vec::new();
+        for word in line.split(' ') {
+            let is_id = words.last().is_some_and(|last| last == "snapshot");
+            let mut text = String::new();
+            for c in word.chars().filter(|_| !is_id) {
+                match c.is_ascii_digit() {
+                    true if text.ends_with('0') => {}
+                    true => text.push('0'),
+                    false => text.push(c),
+                }
+            }
+            words.push(text);
+        }
+        words.join(" ")
+    };
+    let page = include_str!("../docs/restore.md");
+    let (dry, real) = printed.split_once("nothing was changed\n").expect("both runs");
+    let dry = format!("{dry}nothing was changed");
+    let mut absent = Vec::new();
+    for (command, printed) in [("--dry-run", &*dry), ("--yes", real)] {
+        let command = format!("   # forgekeep rebuild gitlab {command}\n");
+        let (_, shown) = page.split_once(&command).expect("the page has the command");
+        let (shown, _) = shown.split_once("   ```").expect("its block ends");
+        let printed: Vec<String> = printed.lines().map(stable).collect();
+        let mut next = 0;
+        for line in shown.lines().map(|line| line.strip_prefix("   ").unwrap_or(line)) {
+            // The Redis of the tests is not a service of the package, which stops it.
+            if line.starts_with("7/9 redis") {
+                continue;
+            }
+            match printed[next..].iter().position(|printed| *printed == stable(line)) {
+                Some(at) => next += at + 1,
+                None => absent.push(line),
+            }
+        }
+    }
+    assert!(absent.is_empty(), "not printed, or in another order: {absent:#?}\n{printed}");
+}
+
 #[test]
 fn a_machine_without_a_configuration_is_rebuilt_at_the_real_paths() {
     need_root();
@@ -1222,6 +1266,7 @@ fn a_machine_without_a_configuration_is_rebuilt_at_the_real_paths() {
         ls /etc/ssh/ssh_host_ed25519_key.before-rebuild-*",
     );
     let outcome = outcome.ok();
+    assert_documented(&outcome.stdout.replace(&sandbox.text("store"), "/mnt/backup/forge"));
     assert!(outcome.all_output().contains("is not configured here"), "{}", outcome.all_output());
     assert!(outcome.stdout.contains("gitlab: rebuilt, no problems found"), "{}", outcome.stdout);
     fsck_all(gitlab.root());
