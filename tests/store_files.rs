@@ -32,7 +32,7 @@ fn a_path_too_long_for_the_index_is_refused_at_once() {
     // A path in the sandbox that makes an absolute one of this length.
     let of = |len: usize| {
         let rest = len - sandbox.text("x").len() + "x".len();
-        let last = if rest % 2 == 0 { "ee" } else { "e" };
+        let last = if rest.is_multiple_of(2) { "ee" } else { "e" };
         format!("{}{last}", "d/".repeat((rest - last.len()) / 2))
     };
     for (len, is_refused) in [(487, false), (488, true)] {
