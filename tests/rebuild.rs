@@ -1029,7 +1029,7 @@ fn a_gitlab_in_its_official_container_is_rebuilt() {
     need_root();
     let (sandbox, gitlab) = (Sandbox::new(), GitlabContainer::start(Builder::new()));
     let more = format!(
-        "docker = ['{}']\nchecks = {{ sample = 'all' }}",
+        "docker = ['{}']\nchecks = {{ sample = 'all' }}\npostgres.wait = '3s'",
         gitlab.root().join("docker").display()
     );
     configure_kind(&sandbox, "gitlab-container", gitlab.root(), &more);
