@@ -75,6 +75,9 @@ impl Purpose {
 /// Levels of directories below that of a store: `segments/xx`.
 const DIRECTORY_DEPTH: u32 = 2;
 
+/// Index of the tables of all segments, and its directory.
+type Copies = Result<(TempDir, Index), Arc<Error>>;
+
 /// An open store.
 pub struct Store {
     pub(crate) backend: Arc<dyn Backend>,
@@ -97,7 +100,7 @@ pub struct Store {
     /// Shards whose directories could not be listed when the store was opened.
     pub(crate) unlisted: BTreeSet<u8>,
     /// Index of all copies, read from the segment tables after the store's index proved wrong.
-    copies: OnceLock<Result<(TempDir, Index), Arc<Error>>>,
+    copies: Mutex<Option<Arc<Copies>>>,
     /// Session of the backup that runs.
     session: RwLock<Option<Arc<Session>>>,
 }
@@ -346,7 +349,7 @@ impl Store {
             _lock: lock,
             _private: private,
             unlisted,
-            copies: OnceLock::new(),
+            copies: Mutex::default(),
             session: RwLock::default(),
             backend,
         })
@@ -438,10 +441,24 @@ impl Store {
                 return Ok(again.segment);
             }
         }
-        for other in self.copies(id, location.is_some())? {
-            if location != Some(&other) && self.read_location(id, &other, plain).is_ok() {
-                return Ok(other.segment);
+        let mut copies = self.copies(location.is_some());
+        for is_last in [false, true] {
+            let mut is_stale = false;
+            for other in find_copies(&copies, id)? {
+                let is_gone = match location {
+                    Some(location) if *location == other => is_not_found(&error),
+                    _ => match self.read_location(id, &other, plain) {
+                        Ok(()) => return Ok(other.segment),
+                        Err(error) => is_not_found(&error),
+                    },
+                };
+                is_stale |= is_gone;
             }
+            if is_last || !is_stale {
+                break;
+            }
+            // A prune moved the chunk since all tables were read.
+            copies = self.newer_copies(&copies, location.is_some());
         }
         Err(error)
     }
@@ -495,7 +512,8 @@ impl Store {
         match self.index.find(id) {
             Ok(Some(location)) => Ok(location),
             Ok(None) | Err(_) => {
-                self.copies(id, false)?.first().copied().ok_or(Error::ChunkMissing(*id))
+                let found = find_copies(&self.copies(false), id)?;
+                found.first().copied().ok_or(Error::ChunkMissing(*id))
             }
         }
     }
@@ -513,35 +531,40 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the locations of a chunk in the tables of all segments, those in healthy segments
-    /// first. `is_indexed` is true if the index has the chunk.
-    fn copies(&self, id: &ChunkId, is_indexed: bool) -> Result<Vec<Location>> {
-        let copies = self.copies.get_or_init(|| {
-            // Another process may have stored the chunk after this index was read.
-            let fault = match is_indexed {
-                true => "a chunk is damaged, or the index lists a wrong place for it",
-                false => "the index lacks a chunk",
-            };
-            let text = format!("{fault}; reading the tables of all segments");
-            self.observer.event(Event::Warning(text));
-            let opening = Opening {
-                backend: &*self.backend,
-                store_id: self.store_id,
-                codec: self.codec,
-                mode: Modes::PRIVATE.file,
-                observer: &Silent::default(),
-                is_shared: false,
-                unlisted: Mutex::default(),
-                last_warning: Mutex::default(),
-            };
-            let built = opening.build_temporary(Purpose::Read, Builder::with_all_copies);
-            built.map(|(index, dir)| (dir, index)).map_err(Arc::new)
-        });
-        let failed = |source| Error::CopiesUnknown { chunk: *id, source };
-        match copies {
-            Ok((_, index)) => index.find_all(id).map_err(|error| failed(Arc::new(error))),
-            Err(error) => Err(failed(Arc::clone(error))),
-        }
+    /// Returns the index of the tables of all segments. `is_indexed` is true if the store's index has
+    /// the chunk that is searched.
+    fn copies(&self, is_indexed: bool) -> Arc<Copies> {
+        let mut copies = self.copies.lock();
+        Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(is_indexed))))
+    }
+
+    /// Like [`copies`](Self::copies), read after `old` was.
+    fn newer_copies(&self, old: &Arc<Copies>, is_indexed: bool) -> Arc<Copies> {
+        let mut copies = self.copies.lock();
+        copies.take_if(|copies| Arc::ptr_eq(copies, old));
+        Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(is_indexed))))
+    }
+
+    fn read_copies(&self, is_indexed: bool) -> Copies {
+        // Another process may have stored the chunk after this index was read.
+        let fault = match is_indexed {
+            true => "a chunk is damaged, or the index lists a wrong place for it",
+            false => "the index lacks a chunk",
+        };
+        let text = format!("{fault}; reading the tables of all segments");
+        self.observer.event(Event::Warning(text));
+        let opening = Opening {
+            backend: &*self.backend,
+            store_id: self.store_id,
+            codec: self.codec,
+            mode: Modes::PRIVATE.file,
+            observer: &Silent::default(),
+            is_shared: false,
+            unlisted: Mutex::default(),
+            last_warning: Mutex::default(),
+        };
+        let built = opening.build_temporary(Purpose::Read, Builder::with_all_copies);
+        built.map(|(index, dir)| (dir, index)).map_err(Arc::new)
     }
 
     /// Reads a chunk at the given location.
@@ -687,6 +710,15 @@ fn look_into_shard<T>(
 /// backups and prunes.
 fn condemned_now(backend: &dyn Backend) -> HashSet<SegmentId> {
     condemned::list(backend, None).map(|all| condemned::named(&all)).unwrap_or_default()
+}
+
+/// Returns the locations of a chunk in the tables of all segments, those in healthy segments first.
+fn find_copies(copies: &Copies, id: &ChunkId) -> Result<Vec<Location>> {
+    let failed = |source| Error::CopiesUnknown { chunk: *id, source };
+    match copies {
+        Ok((_, index)) => index.find_all(id).map_err(|error| failed(Arc::new(error))),
+        Err(error) => Err(failed(Arc::clone(error))),
+    }
 }
 
 /// Returns true if an object was deleted before it was read.

@@ -301,6 +301,24 @@ fn the_index_locates_the_other_copy_of_a_chunk_whose_segment_went() {
 }
 
 #[test]
+fn a_chunk_that_other_machines_move_again_and_again_is_read() {
+    let fixture = Fixture::new();
+    let others = Fixture { memory: fixture.memory.clone(), ..Fixture::new() };
+    // None of them knows what the others store.
+    let writers = [fixture.store(0), others.store(0), others.store(1)];
+    let mut before: Vec<String> = Vec::new();
+    let mut reader = None;
+    for writer in &writers {
+        backup(writer, &[1]);
+        before.iter().for_each(|name| fixture.memory.remove(name).expect("removes"));
+        before.extend(fixture.names("segments/"));
+        before.retain(|name| fixture.names("").contains(name));
+        let reader = reader.get_or_insert_with(|| fixture.store(1));
+        reader.get(&ChunkId::of(&noise(1))).expect("reads");
+    }
+}
+
+#[test]
 fn rows_that_a_removal_has_not_added_yet_are_no_damage() {
     let fixture = Fixture::new();
     let [first, second] = [fixture.store(0), fixture.store(1)];
