@@ -223,7 +223,7 @@ fn a_damaged_store_is_not_pruned() {
     let intact = std::fs::read(&record).expect("reads");
     std::fs::write(&record, "damaged").expect("writes");
     let before = segments(&sandbox);
-    sandbox.run(["prune"]).fails(1, &["is damaged", "forgekeep check"]);
+    sandbox.run(["prune"]).fails(1, &["is damaged", "forgekeep forget"]);
     assert_eq!(segments(&sandbox), before);
     std::fs::remove_file(&record).expect("removes");
     sandbox.run(["prune"]).fails(1, &["has no snapshots"]);

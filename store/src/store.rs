@@ -899,30 +899,29 @@ impl Opening<'_> {
             workspace.remove_odd_files()?;
         }
         let path = &workspace.index_path();
+        if purpose == Purpose::Delete && workspace.is_nearly_full() {
+            let (index, dir) = self.build_aside(purpose)?;
+            // Its space is enough for what a prune writes before it deletes.
+            if path.exists() {
+                workspace.remove_index();
+                let text = format!(
+                    "the disk of the store is full: removed {INDEX_FILE}, which another command \
+                     builds again"
+                );
+                self.observer.event(Event::Warning(text));
+            }
+            return Ok((index, Some(dir)));
+        }
         let why = match purpose {
             Purpose::Rebuild => "asked for".to_owned(),
             _ => match self.open(path, purpose) {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(unusable)) => unusable.to_string(),
                 Err(error @ Error::Index(_)) if error.is_out_of_space() || workspace.is_full() => {
-                    match purpose {
-                        Purpose::Read | Purpose::Rebuild => {}
-                        Purpose::Write => {
-                            // A new one would need even more space.
-                            let source = io::ErrorKind::StorageFull.into();
-                            return Err(Error::StoreWrite { name: INDEX_FILE.into(), source });
-                        }
-                        Purpose::Delete => {
-                            let (index, dir) = self.build_aside(purpose)?;
-                            // Its space is enough for what a prune writes before it deletes.
-                            workspace.remove_index();
-                            let text = format!(
-                                "the disk of the store is full: removed {INDEX_FILE}, which the \
-                                 next command builds again"
-                            );
-                            self.observer.event(Event::Warning(text));
-                            return Ok((index, Some(dir)));
-                        }
+                    if purpose == Purpose::Write {
+                        // A new one would need even more space.
+                        let source = io::ErrorKind::StorageFull.into();
+                        return Err(Error::StoreWrite { name: INDEX_FILE.into(), source });
                     }
                     "the disk of the store is full".to_owned()
                 }

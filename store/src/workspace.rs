@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// Name of the index in a workspace.
 pub const INDEX_FILE: &str = "index.sqlite";
 
+/// Free bytes below which a prune leaves the space to its markers.
+const LITTLE_BYTES: u64 = 4 << 20;
+
 /// Name of the notes about sessions that a prune waited for.
 pub const SESSIONS_FILE: &str = "sessions.json";
 
@@ -89,7 +92,7 @@ impl Workspace {
     pub fn scratch(&self) -> io::Result<File> {
         match &self.local {
             // A prune works on a full disk.
-            Some(_) if self.is_full() => tempfile::tempfile(),
+            Some(_) if self.is_nearly_full() => tempfile::tempfile(),
             Some(local) => match local.scratch() {
                 // A dry run works on a store that cannot be written.
                 Err(error) if is_denied(&error) => tempfile::tempfile().map_err(|_| error),
@@ -137,6 +140,13 @@ impl Workspace {
             removed.map_err(Error::store_write(name))?;
         }
         Ok(())
+    }
+
+    /// Returns true if the file system of the workspace has little space left.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let Ok(found) = rustix::fs::statvfs(&self.dir) else { return false };
+        // Some network and FUSE file systems report sizes of 0.
+        found.f_blocks != 0 && found.f_bavail.saturating_mul(found.f_frsize) < LITTLE_BYTES
     }
 
     /// Returns true if the file system of the workspace has no block left: SQLite reports that in
