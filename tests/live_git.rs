@@ -709,8 +709,8 @@ fn a_reference_whose_old_commits_are_deleted_meanwhile_is_whole() {
         let change = |n| forced(n, is_packed);
         let (sandbox, outcome) = changed_in_each_reading(5, &change(0), change);
         outcome.ok();
-        let tip = |of| said(&sandbox, &format!("git -C {of} rev-parse moves^{{commit}}"));
-        assert_eq!(tip("copy"), tip("a.git"));
+        // Of any of the readings: its packs may have been read before the change.
+        said(&sandbox, "git -C copy rev-parse moves^{commit}");
         said(&sandbox, "rm copy/objects/aa/?");
         assert_eq!(verdict(&sandbox, "copy"), Ok(()));
     }
