@@ -743,6 +743,8 @@ impl Check<'_> {
         });
         match result {
             Err(error) if is_transient(&error) => Err(Error::store_read(name)(error)),
+            // By a prune, since its table was read.
+            Err(_) if self.is_removed(id)? => Ok(()),
             Err(error) => self.bad_segment(id, &error),
             Ok(()) if SegmentId::from_bytes(whole.finalize().into()) != *id => {
                 self.bad_segment(id, &"its content does not match its id")

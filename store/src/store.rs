@@ -75,6 +75,9 @@ impl Purpose {
 /// Levels of directories below that of a store: `segments/xx`.
 const DIRECTORY_DEPTH: u32 = 2;
 
+/// Reason to read all tables: another process may have stored the chunk after this index was read.
+const LACKS: &str = "the index lacks a chunk";
+
 /// Index of the tables of all segments, and its directory.
 type Copies = Result<(TempDir, Index), Arc<Error>>;
 
@@ -441,7 +444,13 @@ impl Store {
                 return Ok(again.segment);
             }
         }
-        let mut copies = self.copies(location.is_some());
+        let fault = match location {
+            // Often it was a prune.
+            Some(_) if is_not_found(&error) => "a segment is gone",
+            Some(_) => "a chunk is damaged, or the index lists a wrong place for it",
+            None => LACKS,
+        };
+        let mut copies = self.copies(fault);
         for is_last in [false, true] {
             let mut is_stale = false;
             for other in find_copies(&copies, id)? {
@@ -458,7 +467,7 @@ impl Store {
                 break;
             }
             // A prune moved the chunk since all tables were read.
-            copies = self.newer_copies(&copies, location.is_some());
+            copies = self.newer_copies(&copies, fault);
         }
         Err(error)
     }
@@ -512,7 +521,7 @@ impl Store {
         match self.index.find(id) {
             Ok(Some(location)) => Ok(location),
             Ok(None) | Err(_) => {
-                let found = find_copies(&self.copies(false), id)?;
+                let found = find_copies(&self.copies(LACKS), id)?;
                 found.first().copied().ok_or(Error::ChunkMissing(*id))
             }
         }
@@ -531,26 +540,20 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the index of the tables of all segments. `is_indexed` is true if the store's index has
-    /// the chunk that is searched.
-    fn copies(&self, is_indexed: bool) -> Arc<Copies> {
+    /// Returns the index of the tables of all segments. `fault` says why it is needed.
+    fn copies(&self, fault: &str) -> Arc<Copies> {
         let mut copies = self.copies.lock();
-        Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(is_indexed))))
+        Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(fault))))
     }
 
     /// Like [`copies`](Self::copies), read after `old` was.
-    fn newer_copies(&self, old: &Arc<Copies>, is_indexed: bool) -> Arc<Copies> {
+    fn newer_copies(&self, old: &Arc<Copies>, fault: &str) -> Arc<Copies> {
         let mut copies = self.copies.lock();
         copies.take_if(|copies| Arc::ptr_eq(copies, old));
-        Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(is_indexed))))
+        Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(fault))))
     }
 
-    fn read_copies(&self, is_indexed: bool) -> Copies {
-        // Another process may have stored the chunk after this index was read.
-        let fault = match is_indexed {
-            true => "a chunk is damaged, or the index lists a wrong place for it",
-            false => "the index lacks a chunk",
-        };
+    fn read_copies(&self, fault: &str) -> Copies {
         let text = format!("{fault}; reading the tables of all segments");
         self.observer.event(Event::Warning(text));
         let opening = Opening {
@@ -1051,7 +1054,7 @@ impl Opening<'_> {
                 condemned.as_ref().is_none_or(|condemned| !condemned.contains(id))
             };
             for (id, len) in listed.iter().filter(is_new).filter(is_wanted) {
-                if let Some((segment, rows)) = self.load_unless_removed(id, *len)? {
+                if let Some((segment, rows)) = self.load(id, *len)? {
                     index.add(&segment, &rows)?;
                     if self.is_removed(id)? {
                         // A prune removed its rows before this process added them.
@@ -1105,14 +1108,6 @@ impl Opening<'_> {
         }
     }
 
-    /// Like [`load`](Self::load); `None` if a prune deleted the segment since it was listed.
-    fn load_unless_removed(&self, id: &SegmentId, len: u64) -> Result<Option<(Segment, Vec<Row>)>> {
-        match self.backend.len(&segment::file_name(id)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            _ => self.load(id, len).map(Some),
-        }
-    }
-
     /// Checks a segment that is missing in a listing. Some network file systems return stale
     /// listings.
     fn is_whole_file(&self, segment: &Segment) -> bool {
@@ -1153,13 +1148,14 @@ impl Opening<'_> {
         self.backend.settle(&dir).map_err(Error::store_write(dir))
     }
 
-    /// Returns a segment's chunks from its table, or salvages them if the segment is damaged. Fails
-    /// if a newer program wrote it.
-    fn load(&self, id: &SegmentId, len: u64) -> Result<(Segment, Vec<Row>)> {
+    /// Returns a segment's chunks from its table, or salvages them if the segment is damaged; `None` if
+    /// a prune deleted it since it was listed. Fails if a newer program wrote it.
+    fn load(&self, id: &SegmentId, len: u64) -> Result<Option<(Segment, Vec<Row>)>> {
         match read_table(self.backend, id, len) {
             Ok(Table { header, rows }) => {
-                Ok((Segment { id: *id, kind: header.kind, len, is_healthy: true }, rows))
+                Ok(Some((Segment { id: *id, kind: header.kind, len, is_healthy: true }, rows)))
             }
+            Err(error) if is_not_found(&error) => Ok(None),
             Err(error @ Error::Newer { .. }) => Err(error),
             Err(error) if error.is_transient() => Err(error),
             Err(error) => {
@@ -1168,7 +1164,7 @@ impl Opening<'_> {
                 let note = format!("{error}; intact chunks found in it: {found}");
                 self.observer.event(Event::Warning(note));
                 let kind = segment::SegmentKind::Data;
-                Ok((Segment { id: *id, kind, len, is_healthy: false }, rows))
+                Ok(Some((Segment { id: *id, kind, len, is_healthy: false }, rows)))
             }
         }
     }
@@ -1213,7 +1209,7 @@ impl Opening<'_> {
                 let (sender, segments, next) = (sender.clone(), &segments, &next);
                 move || {
                     while let Some((id, len)) = segments.get(next.fetch_add(1, Relaxed)) {
-                        if sender.send(self.load_unless_removed(id, *len)).is_err() {
+                        if sender.send(self.load(id, *len)).is_err() {
                             break; // building the index failed
                         }
                     }
