@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 
-from measure import TARGET, Bench, arguments
+from measure import TARGET, Bench, arguments, choice, git
 
 SIZES = {
     "references": (10_000, 100_000, 300_000), "objects": (10_000, 100_000, 300_000), "directory": (50_000, 200_000, 500_000),
@@ -40,8 +40,6 @@ SIZES = {
     "night": (5_000, 40_000, 400_000), "open": (1_000, 5_000, 30_000), "packs": (50, 200, 1_000),
     "owners": (100_000, 300_000, 1_000_000),
 }
-GIT = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
-       "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 
 
 def write(path, data):
@@ -56,11 +54,6 @@ def spread(folder, n, content, each=1000):
             inner = os.path.join(folder, f"d{at // each:05d}")
             os.makedirs(inner)
         write(os.path.join(inner, f"f{at:07d}"), content(at))
-
-
-def git(folder, *args, feed=None):
-    return subprocess.run(["git", "-C", folder, *args], env=GIT, input=feed, check=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL).stdout
 
 
 class Growth(Bench):
@@ -294,12 +287,7 @@ def main():
     ap.add_argument("--scale", type=float, default=1, help="factor of all sizes (default: 1)")
     ap.add_argument("--synthetic", default=os.path.join(TARGET, "synthetic-store"), metavar="FILE")
     ap.add_argument("--nights-store", default=os.path.join(TARGET, "nights-store"), metavar="FILE")
-    a = ap.parse_args()
-    a.only = a.only.split(",") if a.only else None
-    unknown = [shape for shape in a.only or [] if shape not in SIZES]
-    if unknown:
-        ap.error(f"unknown: {', '.join(unknown)}")
-    Growth(a).main()
+    Growth(choice(ap, SIZES)).main()
 
 
 if __name__ == "__main__":

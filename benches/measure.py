@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 
+# Commits without anything of this machine.
+GIT = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
+       "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 TARGET = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "target", "release")
 
 
@@ -21,6 +24,22 @@ def arguments(description, work):
     ap.add_argument("--json", metavar="FILE", help="write unrounded figures")
     ap.add_argument("--keep", action="store_true", help="do not remove what is in --work")
     return ap
+
+
+def choice(ap, names):
+    """Read the arguments; `--only` chooses some of these names, and `None` is all of them."""
+    a = ap.parse_args()
+    a.only = a.only.split(",") if a.only else None
+    unknown = [name for name in a.only or [] if name not in names]
+    if unknown:
+        ap.error(f"unknown: {', '.join(unknown)}")
+    return a
+
+
+def git(folder, *args, feed=None):
+    """Run git in a directory; return its output."""
+    return subprocess.run(["git", "-C", folder, *args], env=GIT, input=feed, check=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL).stdout
 
 
 class Bench:

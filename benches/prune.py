@@ -5,11 +5,12 @@ The parts:
   chunks  a store of many chunks of 1 KiB in a hundred nights: `prune` with nothing to delete, after one
           night went, and after every second night went
   many    the same of the smallest chunks, for the time a chunk
-  nights  real backups of a few repositories and files every night, with `forget` and `prune` every 30
-          nights: what commands cost after 30 nights and after many
+  nights  real backups of a few repositories and files every night, with `prune` every 30 nights:
+          what commands cost after 30 nights and after many
   peers   the same nights with restic: `forget --keep-last` and `prune` of both, and the bytes left
 """
 
+import json
 import os
 import random
 import shutil
@@ -17,11 +18,9 @@ import subprocess
 import sys
 import time
 
-from measure import TARGET, Bench, arguments
+from measure import TARGET, Bench, arguments, choice, git
 
 PARTS = ("chunks", "many", "nights", "peers")
-GIT = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
-       "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 REPEATS = 7
 
 
@@ -29,11 +28,6 @@ def size(folder):
     """Return the bytes and the number of the files below a directory."""
     found = [os.lstat(os.path.join(base, leaf)).st_size for base, _, leaves in os.walk(folder) for leaf in leaves]
     return sum(found), len(found)
-
-
-def git(folder, *args, feed=None):
-    return subprocess.run(["git", "-C", folder, *args], env=GIT, input=feed, check=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL).stdout.decode().strip()
 
 
 class Prune(Bench):
@@ -57,8 +51,7 @@ class Prune(Bench):
     def ids(self):
         """Return the ids of the snapshots, oldest first."""
         lines = self.quiet(self.own("snapshots", "--json")).splitlines()
-        found = [line.split('"id":"')[1].split('"')[0] for line in lines if '"id":"' in line]
-        return found
+        return [line["id"] for line in map(json.loads, lines) if line["message_type"] == "snapshot"]
 
     def run(self):
         for part in self.a.only or PARTS:
@@ -118,9 +111,9 @@ class Prune(Bench):
         return dice
 
     def push(self, folder, dice):
-        blob = git(folder, "hash-object", "-w", "--stdin", feed=dice.randbytes(3000))
-        tree = git(folder, "mktree", feed=f"100644 blob {blob}\tfile\n".encode())
-        commit = git(folder, "commit-tree", "-m", "m", tree)
+        blob = git(folder, "hash-object", "-w", "--stdin", feed=dice.randbytes(3000)).strip()
+        tree = git(folder, "mktree", feed=b"100644 blob %s\tfile\n" % blob).strip()
+        commit = git(folder, "commit-tree", "-m", "m", tree).strip()
         git(folder, "update-ref", "refs/heads/main", commit)
 
     def night(self, dice):
@@ -202,7 +195,7 @@ class Prune(Bench):
         for keep in (str(self.a.peer_nights - 1), "20"):
             held = size(self.store)[0], size(self.at("restic"))[0]
             self.keep(f"peers: forget --keep-last {keep} {before}", self.own("forget", "--keep-last", keep))
-            row = self.command(f"peers: prune after it", self.own("prune"))
+            row = self.command("peers: prune after it", self.own("prune"))
             self.add({**row, "more": f"{held[0] / 1e6:.1f} → {size(self.store)[0] / 1e6:.1f} MB"})
             row = self.command(f"peers: restic forget --keep-last {keep} --prune", ["restic", "forget", "-q", "--keep-last", keep, "--prune"])
             self.add({**row, "more": f"{held[1] / 1e6:.1f} → {size(self.at('restic'))[0] / 1e6:.1f} MB"})
@@ -218,12 +211,7 @@ def main():
     ap.add_argument("--nights", type=int, default=3000)
     ap.add_argument("--peer-nights", type=int, default=100)
     ap.add_argument("--synthetic", default=os.path.join(TARGET, "synthetic-store"), metavar="FILE")
-    a = ap.parse_args()
-    a.only = a.only.split(",") if a.only else None
-    unknown = [part for part in a.only or [] if part not in PARTS]
-    if unknown:
-        ap.error(f"unknown: {', '.join(unknown)}")
-    Prune(a).main()
+    Prune(choice(ap, PARTS)).main()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 use chunker::Parameters;
 use clap::Parser;
-use forgekeep_benches::{MADE, record};
+use forgekeep_benches::{MADE, of_night, record};
 use std::path::PathBuf;
 use std::sync::Arc;
 use store::backend::Local;
@@ -18,7 +18,6 @@ use store::observe::Silent;
 use store::packer::Packer;
 use store::recipe::{Extent, RecipeWriter};
 use store::segment;
-use store::snapshot::{Id, Snapshot, Stamp};
 use store::store::{Purpose, Store, init};
 use store::tree::TreeWriter;
 
@@ -44,9 +43,6 @@ struct Arguments {
 /// Number of files in a directory.
 const FILES_PER_DIRECTORY: u64 = 100;
 
-/// Seconds between two snapshots.
-const DAY: i64 = 24 * 60 * 60;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     init(&arguments.store, &Config::new([0x5e; 16], Parameters::DEFAULT, 3))?;
@@ -64,15 +60,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let root = source.tree(&packer)?;
         packer.finish()?;
-        // The last night is the day before the time that all generated stores share.
-        let seconds = MADE.seconds - (arguments.nights - night) as i64 * DAY;
-        let start = Stamp { seconds, nanoseconds: 0 };
-        let record = Snapshot {
-            start,
-            end: start,
-            parent: parent.map(|id| Id(*id.as_bytes())),
-            ..record("synthetic", &["/large", "/small"], root)
-        };
+        let record = record("synthetic", &["/large", "/small"], root);
+        let record = of_night(record, arguments.nights - night, parent);
         parent = Some(record.write(&backend, Codec::new(3))?);
     }
     Ok(())
