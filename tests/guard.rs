@@ -221,7 +221,7 @@ fn an_emptied_source_does_not_hide_what_others_got_since() {
     sandbox.remove("a");
     fill(&sandbox, "a", 50);
     fill(&sandbox, "b", 1);
-    // Also later: the first of these snapshots is no measure for the second.
+    // The second of these backups must not be compared with the first, whose source is emptied.
     for _ in 0..2 {
         sandbox.run(["backup", "a", "b"]).ends_with(3);
     }

@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::text::display_path;
 use std::collections::{BTreeMap, HashSet};
 
-/// What else a user wants to delete.
+/// Protected snapshots that may be deleted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Permitted {
     /// The last complete snapshot of a series.

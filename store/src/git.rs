@@ -103,33 +103,51 @@ pub fn id_at_start(line: &[u8]) -> Option<Vec<u8>> {
     (0..len).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()
 }
 
-/// Returns true if the index of a pack, of version 2, has an object.
-pub fn index_has(index: &File, id: &[u8]) -> io::Result<bool> {
-    const MAGIC: &[u8] = b"\xfftOc\0\0\0\x02";
-    const NAMES_AT: usize = MAGIC.len() + 256 * 4;
-    let mut head = [0; NAMES_AT];
-    index.read_exact_at(&mut head, 0)?;
-    if !head.starts_with(MAGIC) {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    // Number of objects whose ids begin with this byte or a lower one.
-    let count = |byte: u8| {
-        let at = MAGIC.len() + 4 * usize::from(byte);
-        u64::from(u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes")))
-    };
-    let first = *id.first().ok_or(io::ErrorKind::InvalidInput)?;
-    let (mut low, mut high) = (first.checked_sub(1).map_or(0, count), count(first));
-    let mut found = vec![0; id.len()];
-    while low < high {
-        let middle = low + (high - low) / 2;
-        index.read_exact_at(&mut found, NAMES_AT as u64 + middle * id.len() as u64)?;
-        match found[..].cmp(id) {
-            Ordering::Equal => return Ok(true),
-            Ordering::Less => low = middle + 1,
-            Ordering::Greater => high = middle,
+/// Start of the index of a pack, of version 2.
+const INDEX_MAGIC: &[u8] = b"\xfftOc\0\0\0\x02";
+/// Offset of the ids in it: a table of 256 counts comes first.
+const INDEX_IDS_AT: usize = INDEX_MAGIC.len() + 256 * 4;
+
+/// The index of a pack, of version 2, to search it for objects.
+pub struct PackIndex {
+    file: File,
+    head: [u8; INDEX_IDS_AT],
+}
+
+impl PackIndex {
+    /// Reads the table of counts.
+    pub fn new(file: File) -> io::Result<PackIndex> {
+        let mut head = [0; INDEX_IDS_AT];
+        file.read_exact_at(&mut head, 0)?;
+        match head.starts_with(INDEX_MAGIC) {
+            true => Ok(PackIndex { file, head }),
+            false => Err(io::ErrorKind::InvalidData.into()),
         }
     }
-    Ok(false)
+
+    /// Returns true if the pack has an object.
+    pub fn has(&self, id: &[u8]) -> io::Result<bool> {
+        let first = *id.first().ok_or(io::ErrorKind::InvalidInput)?;
+        let (mut low, mut high) =
+            (first.checked_sub(1).map_or(0, |before| self.count(before)), self.count(first));
+        let mut found = vec![0; id.len()];
+        while low < high {
+            let middle = low + (high - low) / 2;
+            self.file.read_exact_at(&mut found, INDEX_IDS_AT as u64 + middle * id.len() as u64)?;
+            match found[..].cmp(id) {
+                Ordering::Equal => return Ok(true),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the number of objects whose ids begin with this byte or a lower one.
+    fn count(&self, byte: u8) -> u64 {
+        let at = INDEX_MAGIC.len() + 4 * usize::from(byte);
+        u64::from(u32::from_be_bytes(self.head[at..at + 4].try_into().expect("four bytes")))
+    }
 }
 
 /// Files of a git directory that decide which references and objects it has: the format and the
@@ -426,13 +444,16 @@ mod tests {
         bytes.extend(ids.concat());
         let mut index = tempfile::tempfile().expect("a file");
         std::io::Write::write_all(&mut index, &bytes).expect("writes");
+        let open = || PackIndex::new(index.try_clone().expect("is open"));
+        let opened = open().expect("reads");
         for id in &ids {
-            assert!(index_has(&index, id).expect("reads"), "{id:?}");
+            assert!(opened.has(id).expect("reads"), "{id:?}");
             let other = [&id[..19], &[id[19] + 100]].concat();
-            assert!(!index_has(&index, &other).expect("reads"), "{other:?}");
+            assert!(!opened.has(&other).expect("reads"), "{other:?}");
         }
         index.set_len(100).expect("cuts");
-        assert!(index_has(&index, &ids[0]).is_err());
+        assert!(opened.has(&ids[0]).is_err());
+        assert!(open().is_err());
         let line = b"0011223344556677889900112233445566778899 refs/heads/x";
         assert_eq!(id_at_start(line).map(|id| id.len()), Some(20));
         assert_eq!(id_at_start(b"ref: refs/heads/x"), None);

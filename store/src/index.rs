@@ -434,12 +434,12 @@ impl Index {
         self.change(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let mut sorted = Vec::with_capacity(segments.iter().map(|(_, rows)| rows.len()).sum());
+            let mut all = Vec::with_capacity(segments.iter().map(|(_, rows)| rows.len()).sum());
             for (segment, rows) in segments {
                 let number = insert_segment(&transaction, segment, rows.len())?;
-                sorted.extend(rows.iter().map(|row| (row, number, segment.is_healthy)));
+                all.extend(rows.iter().map(|row| (row, number, segment.is_healthy)));
             }
-            insert_rows(&transaction, sorted)?;
+            insert_rows(&transaction, all)?;
             Ok(transaction.commit()?)
         })
     }
@@ -456,9 +456,8 @@ impl Index {
                 })
                 .optional()?;
             if let Some((number, is_healthy)) = found {
-                let mut sorted: Vec<_> = rows.iter().map(|row| (row, number, is_healthy)).collect();
-                sorted.sort_unstable_by_key(|(row, ..)| row.id);
-                insert_rows(&transaction, sorted)?;
+                let rows = rows.iter().map(|row| (row, number, is_healthy)).collect();
+                insert_rows(&transaction, rows)?;
             }
             Ok(transaction.commit()?)
         })
@@ -632,7 +631,7 @@ impl Index {
     /// Ends a removal whose other copies have their rows, unless another one began since.
     pub fn end_removal(&self, removal: Removal) -> Result<()> {
         self.change(|connection| {
-            let over = "UPDATE removals SET is_over = 1 WHERE number = ?1 AND is_over = 0";
+            let over = "UPDATE removals SET is_over = 1 WHERE number = ?1";
             connection.execute(over, [removal.number])?;
             Ok(())
         })
@@ -828,7 +827,8 @@ fn insert_segment(connection: &Connection, segment: &Segment, rows: usize) -> Re
 
 /// Inserts rows, each with the number of its segment and true if that one is healthy. They replace
 /// those of segments that are not.
-fn insert_rows(connection: &Connection, rows: Vec<(&Row, i64, bool)>) -> Result<()> {
+fn insert_rows(connection: &Connection, mut rows: Vec<(&Row, i64, bool)>) -> Result<()> {
+    rows.sort_unstable_by_key(|(row, number, _)| (row.id, *number));
     let mut insert = connection.prepare_cached(
         "INSERT INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (id) DO UPDATE

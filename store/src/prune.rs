@@ -380,7 +380,7 @@ impl<'a> Prune<'a> {
     /// Writes down the sessions that still run. Best effort: without it, the next prune waits longer.
     fn note(&self, left: &BTreeMap<String, (u64, Instant)>, before: &Notes) {
         let note = |(id, (newest, _)): (&String, &(u64, Instant))| {
-            // A note from the future is of a clock that was ahead. With it, the session would run for ever.
+            // A clock that was ahead wrote a time from the future, which would keep the session alive.
             let now = self.options.now.seconds;
             let counts = |(of_note, seconds): &&(u64, i64)| of_note == newest && *seconds <= now;
             let old = before.get(id).filter(counts).copied();

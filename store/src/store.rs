@@ -921,7 +921,7 @@ impl Opening<'_> {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(unusable)) => unusable.to_string(),
                 Err(error @ Error::Index(_)) if error.is_out_of_space() || workspace.is_full() => {
-                    if purpose == Purpose::Write {
+                    if purpose.is_change() {
                         // A new one would need even more space.
                         let source = io::ErrorKind::StorageFull.into();
                         return Err(Error::StoreWrite { name: INDEX_FILE.into(), source });

@@ -6,6 +6,7 @@ use crate::file;
 use crate::mounts::{self, Place};
 use crate::set_aside;
 use crate::view::shown;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, DirEntry};
@@ -203,20 +204,15 @@ fn with_end(name: &OsStr, end: &str, bytes_max: usize) -> OsString {
     if name.len() + end.len() > bytes_max
         && let Some(text) = name.to_str()
     {
-        let number = format!("~{:08x}", number_of(text.as_bytes()));
+        let hash = Sha256::digest(text.as_bytes());
+        let number: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let number = format!("~{number}");
         let start = bytes_max.saturating_sub(end.len() + number.len());
         let start = (0..=start).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
         whole = format!("{}{number}", &text[..start]).into();
     }
     whole.push(end);
     whole
-}
-
-/// Returns a number that differs for most names.
-fn number_of(name: &[u8]) -> u32 {
-    // FNV-1a.
-    name.iter()
-        .fold(0x811c_9dc5, |sum: u32, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Returns true if a path is a mount point, or has one below it: it cannot be renamed, or would take

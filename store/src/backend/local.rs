@@ -282,7 +282,8 @@ impl Place {
         let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         match answer {
             Err(error) if is_missing(&error) && self.was_store && !self.is_store() => {
-                let text = "the store is no longer there; it may have been unmounted";
+                let text =
+                    "the directory no longer contains a store; its file system may be unmounted";
                 Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, text))
             }
             answer => answer,

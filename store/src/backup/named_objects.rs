@@ -3,7 +3,7 @@
 //! References are read before objects. A reference that changes in between may leave the copy with
 //! its old value, whose objects housekeeping deletes before they are read.
 
-use crate::git;
+use crate::git::{self, PackIndex};
 use crate::source;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -63,9 +63,9 @@ impl NamedObjects {
         for dir in &dirs {
             for index in fs::read_dir(dir.join("pack")).into_iter().flatten().flatten() {
                 if index.path().extension() == Some(OsStr::new("idx"))
-                    && let Ok(index) = File::open(index.path())
+                    && let Ok(index) = File::open(index.path()).and_then(PackIndex::new)
                 {
-                    left.retain(|id| !git::index_has(&index, id).unwrap_or(false));
+                    left.retain(|id| !index.has(id).unwrap_or(false));
                 }
             }
         }

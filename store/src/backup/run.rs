@@ -312,7 +312,7 @@ impl<'a> BackupState<'a> {
         let text = |pattern: &Vec<u8>| String::from_utf8_lossy(pattern).into_owned();
         let excludes: Vec<String> = options.excludes.iter().map(text).collect();
         let in_tree = |path: &Vec<u8>| tree_path(Path::new(OsStr::from_bytes(path)));
-        let named = paths.iter().map(in_tree).collect();
+        let named: HashSet<Vec<u8>> = paths.iter().map(in_tree).collect();
         let skipped = Skipped {
             one_file_system: options.one_file_system,
             caches: options.exclude_caches,
@@ -324,11 +324,9 @@ impl<'a> BackupState<'a> {
         let Differences { new, changed, removed } = match &self.parent {
             Some((id, parent)) => {
                 let spared = Spared::of(&excludes, &skipped, named.iter().cloned())?;
-                let unread_paths = counters.unreadable_paths.lock();
+                let is_named = |path: &[u8]| ends(path).any(|end| named.contains(&path[..end]));
                 let was_looked_for = |path: &[u8]| {
-                    let has =
-                        |all: &HashSet<Vec<u8>>| ends(path).any(|end| all.contains(&path[..end]));
-                    has(&named) && !has(&unread_paths) && !spared.covers(path)
+                    is_named(path) && !counters.is_unreadable(path) && !spared.covers(path)
                 };
                 // `counts` chooses the sources to judge by their paths.
                 let mut compare =
@@ -370,7 +368,7 @@ impl<'a> BackupState<'a> {
                     compare(id, then, &|path| is_open(path) && !lost.contains(path));
                     open = Some(lost.into_iter().filter(|path| is_open(path)).collect());
                 }
-                let is_known = unread_paths.len() < UNREADABLE_PATHS_MAX;
+                let is_known = counters.unreadable_paths.lock().len() < UNREADABLE_PATHS_MAX;
                 Differences { removed: since_parent.removed.filter(|_| is_known), ..since_parent }
             }
             None => Differences { new: kinds, ..Differences::default() },

@@ -147,7 +147,7 @@ pub struct MissingEntries<'a> {
     machine: Option<Root>,
     /// Source path that is walked.
     top: Vec<u8>,
-    /// What is at or below this path was noted, or is not looked for.
+    /// Path at and below which missing entries are ignored, or were noted with it.
     covered: Option<Vec<u8>>,
     /// The last directory in which an entry was missing, and true if it changed since the start.
     dir: Option<(Vec<u8>, bool)>,

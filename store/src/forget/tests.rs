@@ -189,7 +189,7 @@ fn a_damaged_record_and_the_last_complete_snapshot_go_if_this_is_permitted() {
     assert_eq!(store.snapshot_ids().expect("lists"), [a]);
     let error = store.forget(&[a], damaged, NOW, |_| {}).expect_err("the last");
     assert!(matches!(error, Error::LastComplete { id, .. } if id == a), "{error}");
-    // A pin is no accident.
+    // Nothing overrides a pin.
     let last = Permitted { last: true, ..Permitted::default() };
     store.pin(&a).expect("pins");
     let error = store.forget(&[a], last, NOW, |_| {}).expect_err("pinned");
