@@ -14,10 +14,8 @@ pub enum Rule {
     Existence,
     /// It looks up the chunk if there is any condemnation.
     LookUpWhenCondemned,
-    /// Announced snapshots are no parents.
-    ParentCounts,
-    /// It reads the record of the parent after it listed the announcements.
-    RecordAfterAnnouncements,
+    /// It relies on a parent as a whole only if the backup of that one succeeded.
+    WholeParent,
     /// The announcement comes before the record.
     AnnounceFirst,
     /// It looks for a fence at its end.
@@ -60,13 +58,12 @@ pub use scheduled::{Actor, actor, is_kept, set_actor};
 
 /// All rules.
 #[cfg(test)]
-pub const RULES: [Rule; 20] = [
+pub const RULES: [Rule; 19] = [
     Rule::Marker,
     Rule::CondemnedFirst,
     Rule::Existence,
     Rule::LookUpWhenCondemned,
-    Rule::ParentCounts,
-    Rule::RecordAfterAnnouncements,
+    Rule::WholeParent,
     Rule::AnnounceFirst,
     Rule::FenceCheck,
     Rule::MarkerCheck,

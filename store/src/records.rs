@@ -132,7 +132,7 @@ impl Store {
     /// succeeded do not count.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         let mut ids = snapshot::list(&*self.backend)?;
-        if is_kept(Rule::ParentCounts) && is_kept(Rule::RecordAfterAnnouncements) {
+        if is_kept(Rule::WholeParent) {
             let announced = sessions::announced(&*self.backend)?;
             ids.retain(|id| !announced.contains(id));
         }

@@ -271,15 +271,11 @@ impl Session {
         }
     }
 
-    /// Returns true if all chunks of a whole snapshot stay until the session ends. The caller listed
-    /// the snapshot after the session began.
-    pub fn may_rely_on(&self, snapshot: &SnapshotId) -> Result<bool> {
-        // Condemned segments may hold its chunks, if it was forgotten meanwhile. An announced snapshot
-        // may have been written too late.
-        if self.has_condemned && is_kept(Rule::LookUpWhenCondemned) {
-            return Ok(false);
-        }
-        Ok(!is_kept(Rule::ParentCounts) || !announced(&*self.backend)?.contains(snapshot))
+    /// Returns true if all chunks of a snapshot that was whole, and that the caller listed after the
+    /// session began, stay until the session ends.
+    pub fn may_rely_on_whole(&self) -> bool {
+        // Condemned segments may hold its chunks, if it was forgotten meanwhile.
+        !(self.has_condemned && is_kept(Rule::LookUpWhenCondemned))
     }
 
     /// Announces a snapshot before its record is written.

@@ -166,9 +166,7 @@ impl<'a> Backup<'a> {
         let likeness = likeness.outside(store);
         let run = BackupState::begin(store, options, &likeness)?;
         let whole = match &run.parent {
-            Some((id, _)) if !options.force && store.index.is_whole(id)? => {
-                run.may_rely_on(id)?.then_some(*id)
-            }
+            Some((id, _)) if !options.force && run.may_rely_on_parent(id)? => Some(*id),
             _ => None,
         };
         let mut before = None;

@@ -13,6 +13,7 @@ use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::mount::MountState;
 use crate::observe::{Event, Observer, Reason};
 use crate::packer::Packer;
+use crate::protocol::{Rule, is_kept};
 use crate::random;
 use crate::recipe::{Extent, Extents};
 use crate::records::Named;
@@ -254,9 +255,10 @@ impl<'a> BackupState<'a> {
         })
     }
 
-    /// Returns true if all chunks of a whole snapshot stay until the backup ends.
-    pub fn may_rely_on(&self, snapshot: &SnapshotId) -> Result<bool> {
-        self.session.as_ref().map_or(Ok(true), |session| session.may_rely_on(snapshot))
+    /// Returns true if all chunks of the parent are known to be in the store until the backup ends.
+    pub fn may_rely_on_parent(&self, parent: &SnapshotId) -> Result<bool> {
+        let is_whole = !is_kept(Rule::WholeParent) || self.store.index.is_whole(parent)?;
+        Ok(is_whole && self.session.as_ref().is_none_or(|session| session.may_rely_on_whole()))
     }
 
     /// Makes everything so far durable and thereby readable. In a dry run, the packer itself keeps

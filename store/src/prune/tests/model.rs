@@ -63,6 +63,8 @@ struct State {
     ever: Set,
     snapshots: Set,
     announced: Set,
+    /// Snapshots whose backups succeeded.
+    whole: Set,
     markers: Set,
     fences: Set,
     condemned: [Set; 2],
@@ -96,7 +98,7 @@ impl Model {
 
     /// Returns the steps that lead to a hole, or the number of states.
     fn search(&self, states_max: usize) -> Result<usize, Vec<String>> {
-        let start = State { segments: OLD, ever: OLD, snapshots: 1, ..State::default() };
+        let start = State { segments: OLD, ever: OLD, snapshots: 1, whole: 1, ..State::default() };
         let mut seen: HashMap<State, usize> = HashMap::from([(start, 0)]);
         // States in the order of discovery, with the index of their predecessor.
         let mut states = vec![(start, 0)];
@@ -168,24 +170,15 @@ impl Model {
             }),
             2 => {
                 go("LIST snapshots", &|_, _| {});
-                for parent in bits(state.snapshots) {
+                let whole = if self.on(WholeParent) { state.whole } else { !0 };
+                for parent in bits(state.snapshots & whole) {
                     go("LIST snapshots, choose parent", &|_, backup| backup.parent = parent);
                 }
             }
-            3 => go("LIST announcements", &|state, backup| {
-                if self.on(ParentCounts) && backup.parent & state.announced != 0 {
-                    backup.parent = 0;
-                }
-            }),
-            4 => go("GET record", &|state, backup| {
-                if self.on(RecordAfterAnnouncements) {
-                    backup.parent &= state.snapshots;
-                }
-            }),
-            5 => {
+            3 => {
                 let looks = own.has_condemned && self.on(LookUpWhenCondemned);
                 if own.parent != 0 && !looks {
-                    go("take from parent", &|_, backup| backup.step = 8);
+                    go("take from parent", &|_, backup| backup.step = 6);
                     return;
                 }
                 let exists = if self.on(Existence) { state.segments } else { state.ever };
@@ -193,23 +186,23 @@ impl Model {
                 go("look up", &|_, backup| backup.found = found);
             }
             // Only without the rule.
-            6 => go("LIST condemned, decide", &|state, backup| {
+            4 => go("LIST condemned, decide", &|state, backup| {
                 let late = if self.on(CondemnedFirst) { 0 } else { state.all_condemned() };
-                backup.step = if backup.found & !late != 0 { 8 } else { 7 };
+                backup.step = if backup.found & !late != 0 { 6 } else { 5 };
                 backup.found = 0;
             }),
-            7 => go("PUT segment", &|state, _| {
+            5 => go("PUT segment", &|state, _| {
                 state.segments |= new_segment(number);
                 state.ever |= new_segment(number);
             }),
-            8 => go("PUT announcement", &|state, _| {
+            6 => go("PUT announcement", &|state, _| {
                 if self.on(AnnounceFirst) {
                     state.announced |= snapshot(number);
                 }
             }),
-            9 => go("PUT snapshot", &|state, _| state.snapshots |= snapshot(number)),
-            10 | 11 => {
-                let is_fence = (own.step == 10) == self.on(FenceBeforeMarker);
+            7 => go("PUT snapshot", &|state, _| state.snapshots |= snapshot(number)),
+            8 | 9 => {
+                let is_fence = (own.step == 8) == self.on(FenceBeforeMarker);
                 if is_fence {
                     go("LIST fences", &|state, backup| {
                         backup.is_fenced |= self.on(FenceCheck) && state.fences & me != 0;
@@ -221,10 +214,11 @@ impl Model {
                     });
                 }
             }
-            12 if !own.is_fenced => go("DELETE announcement, success", &|state, _| {
+            10 if !own.is_fenced => go("DELETE announcement, success", &|state, _| {
                 state.announced &= !snapshot(number);
+                state.whole |= snapshot(number);
             }),
-            13 => go("DELETE marker", &|state, _| state.markers &= !me),
+            11 => go("DELETE marker", &|state, _| state.markers &= !me),
             _ => {}
         }
     }
