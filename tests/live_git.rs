@@ -721,7 +721,7 @@ fn a_reference_whose_commits_keep_going_away_is_reported() {
     let change = |n| forced(n, true);
     let (_, outcome) = changed_in_each_reading(10, &change(0), change);
     let output = outcome.ends_with(3).all_output();
-    assert!(output.contains("a.git: objects of its references kept going away"), "{output}");
+    assert!(output.contains("a.git: objects that it names kept going away"), "{output}");
 }
 
 #[test]
@@ -778,6 +778,34 @@ fn a_branch_that_is_deleted_and_pruned_meanwhile_breaks_nothing() {
         sandbox.remove("copy/objects/17");
         assert_eq!(said(&sandbox, "git -C copy for-each-ref | wc -l"), "4", "{format}");
         assert_eq!(verdict(&sandbox, "copy"), Ok(()), "{format}");
+    }
+}
+
+#[test]
+fn loose_objects_that_are_pruned_meanwhile_are_not_named() {
+    let branch = "old=$(echo old | git -C a.git commit-tree main^{tree})
+        git -C a.git update-ref refs/heads/old $old";
+    let reftable = format!("git -C a.git refs migrate --ref-format=reftable; {branch}");
+    let delete = "git -C a.git update-ref -d refs/heads/old; git -C a.git prune --expire=now";
+    let stage = "cd work; echo old >file; git add file";
+    let restage = "cd work; echo new >file; git add file; git prune --expire=now";
+    let stash = format!("{stage}; git commit -qm file; echo own >file; git stash -q");
+    let drop_stash = "cd work; git stash drop -q; git prune --expire=now";
+    let linked =
+        "git -C work worktree add -q ../linked b1; cd linked; echo old >file; git add file";
+    let restage_linked = "cd linked; echo new >file; git add file; git prune --expire=now";
+    for (prepare, source, change) in [
+        (branch, "a.git", delete),
+        (&reftable, "a.git", delete),
+        (stage, "work/.git", restage),
+        (&stash, "work/.git", drop_stash),
+        (linked, "work/.git", restage_linked),
+    ] {
+        let prepare = format!("({prepare}); mkdir -p {source}/objects/17");
+        let sandbox = changed_meanwhile(&prepare, source, "objects/17/zz", change);
+        sandbox.remove("copy/objects/17/zz");
+        let fsck = "git -C copy fsck --no-progress --no-dangling 2>&1";
+        assert_eq!(said(&sandbox, fsck), "", "{prepare}");
     }
 }
 

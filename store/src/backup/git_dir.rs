@@ -18,14 +18,14 @@ use crate::source::{self, Stat};
 use crate::walk::{self, Above, Found, GIT_DIR_ENTRIES_MAX, PhaseScan, Root, Scanned, join};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A new pack is compared with a pack that stays only if that one is at most this many times
@@ -109,6 +109,8 @@ fn read_inner(
         kinds: Default::default(),
         linked: Vec::new(),
         references: Default::default(),
+        other_names: BTreeMap::new(),
+        has_unread_names: false,
         named: NamedObjects::default(),
         gone: BTreeSet::new(),
         has_gaps: false,
@@ -122,8 +124,8 @@ fn read_inner(
         reading.references_and_objects()?;
         match reading.changed() {
             None => break,
-            Some(Changed::References) if readings == READINGS_MAX => {
-                let error = "objects of its references kept going away during the backup";
+            Some(Changed::Names) if readings == READINGS_MAX => {
+                let error = "objects that it names kept going away during the backup";
                 reading.unreadable(&found.path, &io::Error::other(error));
                 break;
             }
@@ -204,7 +206,11 @@ struct Reading<'a, 'b> {
     linked: Vec<Vec<u8>>,
     /// Hashes of the names, sizes and times of loose and of packed references.
     references: [DefaultHasher; 2],
-    /// Objects that they name.
+    /// Metadata of other files that name objects, by path relative to the git directory.
+    other_names: BTreeMap<Vec<u8>, Option<Stat>>,
+    /// True if there are such files, or a reftable.
+    has_unread_names: bool,
+    /// Objects that they may name.
     named: NamedObjects,
     /// Those that were gone after the last reading.
     gone: BTreeSet<Vec<u8>>,
@@ -231,6 +237,12 @@ impl Reading<'_, '_> {
         self.linked.clear();
         self.references = Default::default();
         self.named = NamedObjects::default();
+        self.other_names = self.other_names();
+        let is_reftable = || source::stat_at(self.dir().as_fd(), b"reftable").is_ok();
+        self.has_unread_names = is_reftable() || self.other_names.values().any(Option::is_some);
+        if self.has_unread_names {
+            self.named.add_loose(&self.on_machine());
+        }
         self.has_gaps = false;
         self.kinds = self.kinds();
         self.guides.clear();
@@ -274,17 +286,37 @@ impl Reading<'_, '_> {
             std::thread::sleep(REPLACED_PAUSE);
             return Some(Changed::Guide(join(self.path, WITH_KINDS[at])));
         }
-        (self.have_references_changed() && self.lacks_objects()).then_some(Changed::References)
+        let have_names_changed =
+            self.have_references_changed() || self.other_names() != self.other_names;
+        (have_names_changed && self.lacks_objects()).then_some(Changed::Names)
     }
 
-    /// Returns true if housekeeping may have deleted objects that a reference in the copy names. Those
-    /// that were gone before it was read again are missing in the original, too.
+    /// Returns true if housekeeping may have deleted objects that the copy names. Those that were gone
+    /// before it was read again are missing in the original, too.
     fn lacks_objects(&mut self) -> bool {
-        let dir = format!("/proc/self/fd/{}", self.dir().as_fd().as_raw_fd());
-        let Some(gone) = self.named.gone(Path::new(&dir)) else { return !self.packs_were_kept };
+        let Some(gone) = self.named.gone(&self.on_machine()) else { return !self.packs_were_kept };
         let is_new = !gone.is_subset(&self.gone);
         self.gone = gone;
-        is_new
+        is_new || self.has_unread_names && !self.packs_were_kept
+    }
+
+    /// Returns a path to the open git directory, wherever it is by now.
+    fn on_machine(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.dir().as_fd().as_raw_fd()).into()
+    }
+
+    /// Returns the metadata of the indexes of the work trees, and of the log of stashes.
+    fn other_names(&self) -> BTreeMap<Vec<u8>, Option<Stat>> {
+        let linked =
+            fs::read_dir(self.on_machine().join("worktrees")).into_iter().flatten().flatten();
+        let of_linked =
+            |dir: fs::DirEntry| join(b"worktrees", &join(dir.file_name().as_bytes(), b"index"));
+        let names = [b"index".to_vec(), b"logs/refs/stash".to_vec()].into_iter();
+        let stat = |name: Vec<u8>| {
+            let stat = source::stat_at(self.dir().as_fd(), &name).ok();
+            (name, stat)
+        };
+        names.chain(linked.map(of_linked)).map(stat).collect()
     }
 
     /// Returns the kind of each of [`WITH_KINDS`]; `None` for a missing one.
@@ -611,7 +643,6 @@ impl Reading<'_, '_> {
             found.iter().try_for_each(|found| self.take_packed(found))?;
             return Ok(Refs::Complete);
         };
-        self.named.add_unknown();
         // git replaces the list by renaming, so the open list names tables of one point in time.
         let opened = self.open(list).and_then(|file| {
             let text = table_list(&file)?;
@@ -1020,8 +1051,8 @@ enum Refs {
 enum Changed {
     /// A file that decides how the others are understood, by its path.
     Guide(Vec<u8>),
-    /// References, while packs went away.
-    References,
+    /// References and other names of objects, while objects went away.
+    Names,
 }
 
 /// Size and first bytes of a file that decides how others are understood; `None` if it is missing or

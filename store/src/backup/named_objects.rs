@@ -1,7 +1,9 @@
-//! Objects that the references in a copy of a git directory name.
+//! Objects that the copy of a git directory may name.
 //!
 //! References are read before objects. A reference that changes in between may leave the copy with
-//! its old value, whose objects housekeeping deletes before they are read.
+//! its old value, whose objects housekeeping deletes before they are read. The same holds for the
+//! index of a work tree, and for logs. Of files that this program cannot read, each loose object may
+//! be named.
 
 use crate::git::{self, PackIndex};
 use crate::source;
@@ -19,20 +21,24 @@ const OBJECT_DIRS_MAX: usize = 100;
 /// Maximum bytes of the id of an object, in digits.
 const ID_DIGITS_MAX: usize = 64;
 
-/// Ids of objects that references name.
+/// Ids of objects that may be named.
 #[derive(Default)]
 pub struct NamedObjects {
     ids: BTreeSet<Vec<u8>>,
     /// Packed references, open as they were copied.
     packed: Option<File>,
-    /// True if there are more ids than are held, or some that this program cannot read.
+    /// True if there are more ids than are held.
     is_cut: bool,
 }
 
 impl NamedObjects {
     /// Adds the content of a loose reference.
     pub fn add(&mut self, reference: &[u8]) {
-        self.ids.extend(git::id_at_start(reference));
+        self.add_id(git::id_at_start(reference));
+    }
+
+    fn add_id(&mut self, id: Option<Vec<u8>>) {
+        self.ids.extend(id);
         self.is_cut |= self.ids.len() > IDS_MAX;
         if self.is_cut {
             self.ids.clear();
@@ -44,9 +50,15 @@ impl NamedObjects {
         self.packed = Some(file);
     }
 
-    /// Notes references that this program cannot read.
-    pub fn add_unknown(&mut self) {
-        self.is_cut = true;
+    /// Adds the loose objects of the git directory.
+    pub fn add_loose(&mut self, git_dir: &Path) {
+        let names = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+        for dir in names(&git_dir.join("objects")).filter(|dir| dir.file_name().len() == 2) {
+            for object in names(&dir.path()) {
+                let digits = [dir.file_name().as_bytes(), object.file_name().as_bytes()].concat();
+                self.add_id(git::id_at_start(&digits).filter(|id| id.len() * 2 == digits.len()));
+            }
+        }
     }
 
     /// Returns the ids of those that the git directory, and those from which it borrows, do not have
@@ -60,6 +72,11 @@ impl NamedObjects {
         }
         let mut left = std::mem::take(&mut self.ids);
         let dirs = object_dirs(git_dir);
+        left.retain(|id| {
+            let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let (dir, name) = digits.split_at(2);
+            !dirs.iter().any(|objects| objects.join(dir).join(name).exists())
+        });
         for dir in &dirs {
             for index in fs::read_dir(dir.join("pack")).into_iter().flatten().flatten() {
                 if index.path().extension() == Some(OsStr::new("idx"))
@@ -69,11 +86,6 @@ impl NamedObjects {
                 }
             }
         }
-        left.retain(|id| {
-            let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-            let (dir, name) = digits.split_at(2);
-            !dirs.iter().any(|objects| objects.join(dir).join(name).exists())
-        });
         Some(left)
     }
 
