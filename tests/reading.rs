@@ -529,6 +529,36 @@ fn a_directory_that_is_renamed_meanwhile_is_whole() {
 }
 
 #[test]
+fn what_moves_to_a_directory_that_was_listed_is_in_the_snapshot() {
+    // Only one thread lists large directories, in order.
+    let many = |dir: &str| (0..100).map(|n| format!("{dir}/{n}")).collect::<BTreeSet<_>>();
+    let dir: fn(&str) -> String = |path| path.replace("s/d/", "s/a0/");
+    let inner: fn(&str) -> String = |path| path.replace("s/d/", "s/a/new/");
+    let single: fn(&str) -> String = |path| path.replace("s/d/", "s/a/d");
+    let each = "for n in $(seq 0 99); do mv s/d/$n s/a/d$n; done";
+    // Files that no listing has are known only from the previous snapshot.
+    let moves = [("mv s/d s/a0", dir, 1), ("mv s/d s/a/new", inner, 1), (each, single, 2)];
+    for nights in [1, 2] {
+        for (command, moved, _) in moves.iter().filter(|(_, _, from)| *from <= nights) {
+            let sandbox = Sandbox::with_store();
+            for path in ["s/a", "s/b", "s/d"].into_iter().flat_map(many) {
+                sandbox.write(&path, "kept");
+            }
+            (1..nights).for_each(|_| drop(sandbox.backup(["s"])));
+            let lease = Lease::hold_dir(&sandbox, "s/b", command);
+            let outcome = sandbox.run(["backup", "--json", "s"]);
+            lease.end(&sandbox);
+            sandbox.restore(&sandbox.at("latest", "s"), "copy");
+            let found = files(&sandbox.path("copy"));
+            let all = ["s/a", "s/b", "s/d"].into_iter().flat_map(many).map(|path| moved(&path));
+            let all = all.map(|path| path["s/".len()..].to_owned()).collect();
+            assert_eq!(found, all, "{nights} nights, {command}");
+            assert_counts(&sandbox, &outcome.ok().json(), "s");
+        }
+    }
+}
+
+#[test]
 fn a_directory_that_is_away_while_the_one_above_is_listed_is_whole() {
     let sandbox = Sandbox::with_store();
     for n in 100..199 {

@@ -1158,6 +1158,16 @@ pub(crate) fn is_open_git_dir(dir: BorrowedFd<'_>) -> bool {
     is_git_dir_with(dir, git::MARKS.into_iter().filter_map(look))
 }
 
+/// Returns the outermost git directory at or above a path.
+pub fn git_dir_around(root: &Root, path: &[u8]) -> Option<Vec<u8>> {
+    let mut ends = ends(path);
+    let end = ends.find(|end| {
+        let dir = source::open_dir_below(root.dir.as_fd(), root.relative(&path[..*end]));
+        dir.is_ok_and(|dir| is_open_git_dir(dir.as_fd()))
+    });
+    Some(path[..end?].to_vec())
+}
+
 fn is_git_dir_with<'n>(
     dir: BorrowedFd<'_>,
     known: impl Iterator<Item = (&'n [u8], EntryKind)>,

@@ -34,8 +34,6 @@ struct Noted {
     dirs: BTreeMap<Vec<u8>, Gone>,
     /// True if there are more of them.
     is_cut: bool,
-    /// Directories of the previous snapshot that went away before the one above was listed.
-    missing_dirs: Vec<Vec<u8>>,
     /// Paths of the previous snapshot that went away before the backup began.
     absent: Vec<Vec<u8>>,
 }
@@ -85,18 +83,17 @@ impl Vanished {
         self.0.lock().add(path, Some(dir), |_| ());
     }
 
-    /// Returns a directory that went away and is missing now. It may have moved.
-    pub fn missing_dir(&self) -> Option<Vec<u8>> {
-        let root = Root::of_machine().ok()?;
-        let noted = self.0.lock();
-        noted.dirs.keys().find(|path| root.stat(path).is_err()).cloned()
-    }
-
-    /// Returns true if a directory of the previous snapshot, which went away before the one above it
-    /// was listed, is missing now. It may have moved to a place that was listed before.
-    pub fn misses_dir(&self) -> bool {
+    /// Returns true if something that went away is missing now. It may have moved to a directory
+    /// that was listed before.
+    pub fn misses_something(&self) -> bool {
         let Ok(root) = Root::of_machine() else { return false };
-        self.0.lock().missing_dirs.iter().any(|path| root.stat(path).is_err())
+        let is_missing = |path: &[u8]| root.stat(path).is_err();
+        let noted = self.0.lock();
+        let misses = |(dir, gone): (&Vec<u8>, &Gone)| {
+            let mut names = gone.names.iter();
+            gone.is_cut || is_missing(dir) || names.any(|name| is_missing(&join(dir, name)))
+        };
+        noted.is_cut || noted.dirs.iter().any(misses)
     }
 
     /// Returns true if nothing went away.
@@ -196,10 +193,6 @@ impl<'a> MissingEntries<'a> {
         } else if noted.absent.len() < DIRS_MAX {
             noted.absent.push(path.to_vec());
         }
-        let is_lost_dir = has_changed && entry.kind == EntryKind::Directory;
-        if is_lost_dir && noted.missing_dirs.len() < DIRS_MAX {
-            noted.missing_dirs.push(path.to_vec());
-        }
     }
 }
 
@@ -239,7 +232,7 @@ fn replaced(root: &Root, path: &[u8], dir: &Option<Arc<Above>>) -> Option<Vec<u8
 }
 
 /// Returns the paths that are not below others.
-fn without_inner(paths: BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
+pub fn without_inner(paths: BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
     let is_inner =
         |path: &[u8]| ends(path).any(|end| end < path.len() && paths.contains(&path[..end]));
     paths.iter().filter(|path| !is_inner(path)).cloned().collect()
@@ -300,10 +293,10 @@ mod tests {
         let again = |vanished: &Vanished| vanished.found_again(&[], false);
         for start in [long_ago, never] {
             let vanished = missed(start, None);
-            assert_eq!(vanished.misses_dir(), start == long_ago);
+            assert_eq!(vanished.misses_something(), start == long_ago);
             fs::create_dir(top.join("a/b")).expect("comes back");
             assert_eq!(again(&vanished), [tree_path(&top.join("a/b"))], "{start}");
-            assert!(!vanished.misses_dir());
+            assert!(!vanished.misses_something());
             assert!(again(&missed(start, Some("a"))).is_empty());
             fs::remove_dir(top.join("a/b")).expect("goes");
             assert!(again(&vanished).is_empty());

@@ -3,16 +3,18 @@
 use super::{Backup, Before, PassRead, Places, Replaced};
 use crate::backup::absolute;
 use crate::backup::lenders::{self, Borrowed};
+use crate::backup::previous::is_recent;
 use crate::backup::roots::{Roots, Source};
-use crate::backup::vanished::MISSING;
-use crate::entry::is_within;
+use crate::backup::vanished::{MISSING, without_inner};
+use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::Event;
+use crate::source::Stat;
 use crate::store::Store;
 use crate::text::Displayed;
-use crate::tree::Lookup;
-use crate::walk::{self, Excluded};
+use crate::tree::{Lookup, TreeReader};
+use crate::walk::{self, Excluded, Root};
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
@@ -22,9 +24,9 @@ use std::sync::atomic::Ordering::Relaxed;
 const LENDERS_DEPTH_MAX: usize = 10;
 /// Maximum number of times that paths which went away are looked for.
 const LOOKS_MAX: usize = 5;
-/// Maximum number of entries of a pass that is read again as a whole because a directory may have
-/// moved.
-const MOVED_ENTRIES_MAX: u64 = 1_000_000;
+/// Maximum number of times that directories which changed are read again, because something may have
+/// moved there.
+const MOVED_LOOKS_MAX: usize = 2;
 
 /// Result of another reading of some paths.
 enum Again {
@@ -52,23 +54,9 @@ impl Backup<'_> {
         let mut vanished = std::mem::take(&mut read.vanished);
         for looks in 1..=LOOKS_MAX {
             let mut again = vanished.found_again(&all, self.options.ignore_inode);
-            let may_rewalk = looks == 1 && read.tree.1.entries <= MOVED_ENTRIES_MAX;
-            if may_rewalk && vanished.misses_dir() {
-                again.clone_from(&all);
-            } else if looks == 1
-                && let Some(moved) = vanished.missing_dir()
-            {
-                if may_rewalk {
-                    // It may be at a place that was listed before.
-                    again.clone_from(&all);
-                } else {
-                    let text = format!(
-                        "{} went away while it was read; if it moved, some of its files may be \
-                         missing from the snapshot",
-                        absolute(&moved).displayed()
-                    );
-                    self.run.store.observer().event(Event::Warning(text));
-                }
+            if looks <= MOVED_LOOKS_MAX && vanished.misses_something() {
+                again.extend(self.changed_dirs()?);
+                again = without_inner(again.into_iter().collect());
             }
             again.retain(|path| takes(tops, exclude, path));
             if again.is_empty() {
@@ -93,6 +81,44 @@ impl Backup<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Returns the directories outside of git directories that changed since the backup began,
+    /// without those below others.
+    fn changed_dirs(&mut self) -> Result<Vec<Vec<u8>>> {
+        let root = self.tree()?;
+        let Ok(machine) = Root::of_machine() else { return Ok(Vec::new()) };
+        let (ignore_inode, ignore_ctime) = (self.options.ignore_inode, self.options.ignore_ctime);
+        let start = self.run.start;
+        let has_changed = |entry: &Entry, now: &Stat| {
+            let is_another = !ignore_inode && entry.inode != now.inode;
+            let is_recent =
+                is_recent(now.mtime, start) || !ignore_ctime && is_recent(now.ctime, start);
+            is_another || is_recent || entry.mtime != Some(now.mtime)
+        };
+        let (mut changed, mut last): (Vec<Vec<u8>>, Option<Vec<u8>>) = Default::default();
+        for entry in TreeReader::new(&root, self.run.store) {
+            let entry = entry.map_err(|lost| lost.error)?;
+            let is_covered = last.as_ref().is_some_and(|last| is_within(&entry.path, last));
+            // A directory above a source path has no times.
+            if is_covered || entry.kind != EntryKind::Directory || entry.mtime.is_none() {
+                continue;
+            }
+            self.run.store.observer().progress().check()?;
+            let Ok(now) = machine.stat(&entry.path) else { continue };
+            if now.kind != EntryKind::Directory || !has_changed(&entry, &now) {
+                continue;
+            }
+            match walk::git_dir_around(&machine, &entry.path) {
+                // It has an order of its own.
+                Some(git_dir) => last = Some(git_dir),
+                None => {
+                    last = Some(entry.path.clone());
+                    changed.push(entry.path);
+                }
+            }
+        }
+        Ok(changed)
     }
 
     /// Reads the places again from which git directories borrow objects, if they changed since.
