@@ -768,9 +768,8 @@ fn a_hundred_thousand_schedules_lose_no_chunk() {
 }
 
 /// Rules that a script of `scripts` needs. Random schedules rarely find what goes wrong without them.
-const SCRIPTED: [Rule; 8] = [
+const SCRIPTED: [Rule; 7] = [
     Rule::LookUpWhenCondemned,
-    Rule::WholeParent,
     Rule::AnnounceFirst,
     Rule::FenceBeforeMarker,
     Rule::OtherCondemnations,
@@ -779,13 +778,18 @@ const SCRIPTED: [Rule; 8] = [
     Rule::MarkerBeforeFence,
 ];
 
+/// A rule that the model needs and no known schedule does: a late record has lost a page of its tree
+/// whenever it has lost a chunk, so that everything is read again.
+const MODELLED: Rule = Rule::WholeParent;
+
 #[test]
 #[ignore = "a slow lane, see CONTRIBUTING.md"]
 #[expect(clippy::print_stdout, reason = "the figures of a long run")]
 fn each_rule_is_needed_by_a_schedule() {
     let base = Base::new();
     let mut idle = Vec::new();
-    for rule in RULES.into_iter().filter(|rule| !SCRIPTED.contains(rule)) {
+    let others = |rule: &Rule| !SCRIPTED.contains(rule) && *rule != MODELLED;
+    for rule in RULES.into_iter().filter(others) {
         let start = Instant::now();
         let (found, _) = search(&base, 0..SCHEDULES_SLOW, Some(rule));
         println!("without {rule:?}: seed {found:?} after {:?}", start.elapsed());

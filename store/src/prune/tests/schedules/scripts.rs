@@ -87,16 +87,6 @@ fn a_record_that_comes_after_the_fence_does_not_count() {
 }
 
 #[test]
-fn a_late_record_is_no_parent_to_rely_on() {
-    Script {
-        kept: THIRD,
-        operations: vec![Backup(0, 1), Prune(1), Backup(0, 1)],
-        lines: vec![(0, "0: PUT snapshots"), (1, ""), (0, "0: LIST fence"), (2, ""), (0, "")],
-    }
-    .needs(Rule::WholeParent);
-}
-
-#[test]
 fn markers_that_go_after_the_look_for_fences_stop_a_backup() {
     Script {
         kept: THIRD,
