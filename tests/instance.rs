@@ -263,6 +263,17 @@ fn systemd_and_cron_accept_the_schedule() {
     let printed = configured(&sandbox, drill).run().ok().stdout;
     assert!(printed.contains(" drill own --host old --host new --config "), "{printed}");
     configured(&sandbox, ["schedule", "--instance", "own", "--host", "old"]).run().ends_with(2);
+    for host in ["", "old\nExecStartPre=/bin/false", "old\u{1b}[1m"] {
+        for runner in ["systemd", "cron"] {
+            let drill =
+                ["schedule", "--instance", "own", "--drill", "--for", runner, "--host", host];
+            configured(&sandbox, drill).run().ends_with(2);
+        }
+    }
+    for scratch in ["/mnt/a\nb", "/mnt/a\tb"] {
+        let drill = ["schedule", "--instance", "own", "--drill", "--scratch", scratch];
+        configured(&sandbox, drill).run().fails(1, &["control characters"]);
+    }
 }
 
 #[test]

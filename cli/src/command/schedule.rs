@@ -51,7 +51,7 @@ pub struct Schedule {
     #[arg(long, value_name = "DIR", requires = "drill")]
     scratch: Option<PathBuf>,
     /// Drill only snapshots of this machine, if several have some (can be repeated: any of them)
-    #[arg(long, value_name = "HOST", requires = "drill")]
+    #[arg(long, value_name = "HOST", requires = "drill", value_parser = crate::select::word)]
     host: Vec<String>,
     /// Write the files into this directory
     #[arg(long, value_name = "DIR")]
@@ -418,8 +418,19 @@ fn cron_name(instance: &str) -> String {
     format!("forgekeep-{}", instance.replace('_', "__").replace('.', "_dot_"))
 }
 
+/// Fails for text that would end or change a line of a unit or of cron.
+fn expect_printable(text: &str) -> Result<&str, Failure> {
+    if text.is_empty() || text.contains(store::entry::is_deceptive) {
+        let shown = store::entry::display_path(text.as_bytes());
+        let hint = "use names and paths without control characters";
+        return Err(with_hint(format!("a unit or a line for cron cannot contain `{shown}`"), hint));
+    }
+    Ok(text)
+}
+
 /// Quotes a word for a unit file.
 fn for_systemd(word: &str) -> Result<String, Failure> {
+    let word = expect_printable(word)?;
     let escaped =
         word.replace('\\', r"\\").replace('%', "%%").replace('$', "$$").replace('"', "\\\"");
     let is_plain = !word.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'');
@@ -428,14 +439,15 @@ fn for_systemd(word: &str) -> Result<String, Failure> {
 
 /// Quotes a path for a setting of a unit, where `$` is not special.
 fn for_systemd_path(path: &Path) -> Result<String, Failure> {
-    let path = literal(path)?;
+    let path = expect_printable(literal(path)?)?;
     Ok(format!("\"{}\"", path.replace('\\', r"\\").replace('%', "%%").replace('"', "\\\"")))
 }
 
 /// Quotes a word for a line of cron. Fails for `%`, where cron ends the command, and for newlines.
 fn for_cron(word: &str) -> Result<String, Failure> {
-    if word.contains(['%', '\n']) {
-        let hint = "use paths without % or newlines, or systemd units";
+    let word = expect_printable(word)?;
+    if word.contains('%') {
+        let hint = "use paths without %, or systemd units";
         return Err(with_hint(format!("a line for cron cannot contain `{word}`"), hint));
     }
     let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:".contains(c));
@@ -527,7 +539,7 @@ WantedBy=multi-user.target
 ",
         state = for_systemd_path(&state)?,
         // systemd takes this path literally, with quotes and backslashes.
-        record = literal(&record)?.replace('%', "%%"),
+        record = expect_printable(literal(&record)?)?.replace('%', "%%"),
         recover = command.recover(for_systemd)?,
         killing = needs.killing(),
         umask = needs.inherited(UMASK),
@@ -700,5 +712,10 @@ mod tests {
         assert_eq!(words("/a b%$\"", for_systemd), "\"/a b%%$$\\\"\"");
         assert_eq!(words("/a b", for_cron), "'/a b'");
         assert!(for_cron("/a%b").is_err());
+        for wrong in ["", "a\nb", "a\tb", "a\u{7f}", "a\u{202e}b"] {
+            assert!(for_systemd(wrong).is_err() && for_cron(wrong).is_err(), "{wrong:?}");
+            let path = Path::new("/srv").join(wrong);
+            assert!(wrong.is_empty() || for_systemd_path(&path).is_err(), "{wrong:?}");
+        }
     }
 }
