@@ -1159,15 +1159,35 @@ fn a_mattermost_of_its_own_is_rebuilt() {
 
 #[test]
 fn a_mattermost_with_settings_in_its_database_is_rebuilt() {
+    rebuild_mattermost_with_settings_in_its_database(false);
+}
+
+#[test]
+fn a_mattermost_without_a_configuration_file_is_rebuilt() {
+    rebuild_mattermost_with_settings_in_its_database(true);
+}
+
+/// The address of the settings is in the unit, or in a file of the directory `config`.
+fn rebuild_mattermost_with_settings_in_its_database(is_in_unit: bool) {
     need_root();
     let (sandbox, dir) = (Sandbox::new(), short_dir());
     let postgres = configure_mattermost(&sandbox, dir.path());
     let home = dir.path().join("opt/mattermost");
     let environment = home.join("config/mattermost.environment");
     let source = "postgres://mmuser:it%27s%20a%20pass%2Fword%40home@/chat?host=/run/postgresql";
-    std::fs::write(&environment, format!("MM_CONFIG='{source}&sslmode=disable'\n"))
-        .expect("writes");
-    std::fs::remove_file(home.join("config/config.json")).expect("removes");
+    let unit = dir.path().join("etc/systemd/system/mattermost.service");
+    let config = home.join("config/config.json");
+    let of_package = std::fs::read(&config).expect("reads");
+    std::fs::remove_file(&config).expect("removes");
+    if is_in_unit {
+        let source = source.replace('%', "%%");
+        let text = format!("[Service]\nEnvironment=\"MM_CONFIG={source}&sslmode=disable\"\n");
+        std::fs::write(&unit, text).expect("writes");
+        std::fs::remove_dir_all(home.join("config")).expect("removes");
+    } else {
+        std::fs::write(&environment, format!("MM_CONFIG='{source}&sslmode=disable'\n"))
+            .expect("writes");
+    }
     let settings = format!(
         r#"{{"FileSettings": {{"DriverName": "local", "Directory": "./files/"}}, "SqlSettings":
            {{"DriverName": "postgres", "DataSource": "{}&sslmode=disable"}}}}"#,
@@ -1184,7 +1204,13 @@ fn a_mattermost_with_settings_in_its_database_is_rebuilt() {
     with_systemctl(&sandbox, &["backup", "--instance", "forge", "--init"]).run().ok();
 
     for dir in ["config", "files", "plugins"] {
-        std::fs::remove_dir_all(home.join(dir)).expect("removes");
+        let _ = std::fs::remove_dir_all(home.join(dir));
+    }
+    if is_in_unit {
+        // What the package brings.
+        std::fs::remove_file(&unit).expect("removes");
+        std::fs::create_dir_all(home.join("config")).expect("directories");
+        std::fs::write(&config, of_package).expect("writes");
     }
     postgres.sql("postgres", "drop database chat");
     postgres.sql("postgres", "drop role mmuser");

@@ -101,9 +101,9 @@ impl Kind for Mattermost {
         let path = config_file(if is_default { CONFIG_FILE } else { &kept_at }, &at);
         // Without a unit, nothing shows which user runs it.
         let user = unit.user.clone();
-        plan.needs("config", "its configuration, with secrets", at(Path::new(CONFIG)))
-            .owner
-            .clone_from(&user);
+        let config = at(Path::new(CONFIG));
+        let part = plan.part("config", "its configuration, with secrets", config, !is_in_database);
+        part.owner.clone_from(&user);
         if is_in_database {
             plan.notes.push(rows::IN_DATABASE.into());
         } else if !path.starts_with(at(Path::new(CONFIG))) {
