@@ -112,10 +112,14 @@ struct Rebuild<'a, 's> {
 /// Rebuilds the instance. The record is removed by [`Record::close`] once the caller has reported the
 /// outcome.
 pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outcome> {
+    // A killed call may have left passwords, or a dump, also in another directory.
+    if let Some(scratch) = record.scratch() {
+        crate::private_dir::remove_stale(scratch);
+    }
+    crate::private_dir::remove_stale(job.scratch);
+    record.set_scratch(job.scratch);
     let mut rebuild =
         Rebuild { job, record, say, outcome: Outcome::default(), targets: Targets::default() };
-    // A killed call may have left passwords, or a dump.
-    crate::private_dir::remove_stale(job.scratch);
     rebuild.run()?;
     let Rebuild { mut outcome, record, .. } = rebuild;
     // Those of an earlier call count as well.

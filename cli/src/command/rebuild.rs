@@ -283,7 +283,10 @@ impl Rebuild {
         let Some(forgotten) = Record::forget(state, &self.instance)? else {
             return ui.line("no rebuild is unfinished");
         };
-        let Forgotten { aside, has_stopped, policies } = forgotten;
+        let Forgotten { aside, has_stopped, policies, scratch } = forgotten;
+        if let Some(scratch) = scratch {
+            clear(&scratch);
+        }
         for Aside { from, to, .. } in aside.iter().filter(|aside| aside.is_done) {
             ui.json(&MovedAside { from: &from.displayed(), to: &to.displayed() })?;
             ui.line(format!("kept: {} is now {}", quoted_path(from), quoted_path(to)))?;

@@ -173,6 +173,9 @@ struct State {
     /// The same after services were stopped.
     #[serde(default)]
     mounts_stopped: Option<Mounts>,
+    /// Directory for dumps of the last call.
+    #[serde(default)]
+    scratch: Option<PathBuf>,
     /// True if the admin agreed to changes of data that was here.
     #[serde(default)]
     is_consented: bool,
@@ -219,6 +222,8 @@ pub struct Forgotten {
     pub has_stopped: bool,
     /// Containers that no longer start by themselves, with the restart policies that they had.
     pub policies: Vec<(String, String)>,
+    /// Directory for dumps of its last call.
+    pub scratch: Option<PathBuf>,
 }
 
 /// Record of a rebuild, which is written at each change.
@@ -249,6 +254,7 @@ impl Record {
             begun: Vec::new(),
             mounts: None,
             mounts_stopped: None,
+            scratch: None,
             is_consented: false,
             server: None,
             redis: None,
@@ -277,7 +283,8 @@ impl Record {
                 let is_started = state.done.contains(&Stage::Start);
                 let has_stopped = !state.stopped.is_empty() || state.ran_stop_commands;
                 let policies = if is_started { Vec::new() } else { state.restart_policies };
-                Forgotten { aside: state.aside, has_stopped: has_stopped && !is_started, policies }
+                let has_stopped = has_stopped && !is_started;
+                Forgotten { aside: state.aside, has_stopped, policies, scratch: state.scratch }
             }
             // Whether services run is then unknown.
             Err(Error::Malformed { .. }) => Forgotten { has_stopped: true, ..Forgotten::default() },
@@ -306,6 +313,16 @@ impl Record {
     /// Returns the end of the names of what is moved.
     pub fn suffix(&self) -> &str {
         &self.state.suffix
+    }
+
+    /// Returns the directory for dumps that the last call used.
+    pub fn scratch(&self) -> Option<&Path> {
+        self.state.scratch.as_deref()
+    }
+
+    /// Sets the directory for dumps, which is written with the next change.
+    pub fn set_scratch(&mut self, scratch: &Path) {
+        self.state.scratch = std::path::absolute(scratch).ok();
     }
 
     /// Returns the mount points of an unfinished rebuild.
