@@ -831,6 +831,76 @@ fn passwords_of_the_snapshot_may_be_older_than_the_servers() {
     }
 }
 
+#[test]
+fn passwords_that_only_the_snapshot_has_are_used() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let postgres = Postgres::start(Options::within(&dir.path().join("pg")));
+    let roles = "create role app superuser login password 'hush-hush'; create database shop";
+    postgres.sql("postgres", roles);
+    postgres.sql("shop", "create table t as select generate_series(1, 500)");
+    let access = dir.path().join("pg/data/pg_hba.conf");
+    let rest = std::fs::read_to_string(&access).expect("reads");
+    std::fs::write(&access, format!("local all app scram-sha-256\n{rest}")).expect("writes");
+    postgres.query("postgres", "select pg_reload_conf()");
+    let file = dir.path().join("data/login");
+    for (setting, text, words) in [
+        (
+            "password = { command = ['sh', '-c', 'cat FILE'] }",
+            "hush-hush\n",
+            "prints its password and needs files of part `data`, so it is asked once they are restored",
+        ),
+        ("passfile = 'FILE'", "*:*:*:*:hush-hush\n", "PostgreSQL 1"),
+    ] {
+        std::fs::create_dir_all(dir.path().join("data")).expect("directories");
+        std::fs::write(&file, text).expect("writes");
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&file, private).expect("its mode");
+        let more = format!(
+            "[instances.forge.parts.data]\npath = '{0}/data'\n\
+             [instances.forge.postgres]\nhost = '{1}'\nrole = 'app'\n{2}\n\
+             [instances.forge.services]\nstop = [{{ command = ['true'] }}]\n\
+             start = [{{ command = ['test', '-e', '{0}/starts'] }}]\n",
+            dir.path().display(),
+            postgres.socket_dir().display(),
+            setting.replace("FILE", &file.display().to_string()),
+        );
+        configure_kind(&sandbox, "plain", dir.path(), &more);
+        backup(&sandbox).run().ok();
+        std::fs::remove_dir_all(dir.path().join("data")).expect("removes");
+        postgres.sql("postgres", "drop database shop");
+        let rebuild = |scratch: &str, arguments: &[&str]| {
+            let scratch = dir.path().join(scratch);
+            std::fs::create_dir_all(&scratch).expect("a directory");
+            let rebuild = ["rebuild", "forge", "--scratch", scratch.to_str().expect("text")];
+            configured(&sandbox, rebuild).args(arguments).run()
+        };
+        let planned = rebuild("one", &["--dry-run"]).ok();
+        assert!(planned.stdout.contains(words), "{}", planned.all_output());
+        let failed = rebuild("one", &[]).ends_with(1);
+        assert!(!failed.all_output().contains("hush-hush"), "{}", failed.all_output());
+        // What a killed call left is removed, whatever directory the next one uses.
+        let left = dir.path().join("one/forgekeep-rebuild-killed");
+        let leave = || {
+            std::fs::create_dir_all(&left).expect("directories");
+            std::fs::write(left.join("dump"), "dump").expect("writes");
+        };
+        leave();
+        std::fs::write(dir.path().join("starts"), "").expect("writes");
+        rebuild("two", &[]).ok();
+        assert!(!left.exists());
+        assert_eq!(postgres.query("shop", "select count(*) from t"), "500");
+        std::fs::remove_file(dir.path().join("starts")).expect("removes");
+        rebuild("one", &["--yes"]).ends_with(1);
+        leave();
+        configured(&sandbox, ["rebuild", "forge", "--forget"]).run().ok();
+        assert!(!left.exists());
+        for scratch in ["one", "two"] {
+            assert_eq!(names(&dir.path().join(scratch)), [""; 0]);
+        }
+    }
+}
+
 /// A server goes on in a directory that was renamed.
 #[test]
 fn directories_of_running_servers_do_not_move() {

@@ -3,7 +3,7 @@
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 /// Start of the names of directories for drills.
@@ -34,6 +34,18 @@ impl PrivateDir {
     /// Returns its absolute path.
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Makes a file in the directory that only this user can read, or ourselves if there is none. The
+    /// user may then enter the directory.
+    pub fn open_for(&self, user: Option<&str>, path: &Path) -> io::Result<File> {
+        let user = user.map(nix::unistd::User::from_name);
+        let user = user.and_then(|found| found.ok().flatten());
+        std::fs::set_permissions(self.path(), Permissions::from_mode(0o711))?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        let owner = user.map(|user| (user.uid.as_raw(), user.gid.as_raw()));
+        owner.map_or(Ok(()), |(uid, gid)| fchown(&file, Some(uid), Some(gid)))?;
+        Ok(file)
     }
 }
 

@@ -35,6 +35,7 @@ use crate::settings::Settings;
 use crate::view::shown;
 use databases::Loader;
 use files::Files;
+use logins::Passfiles;
 use record::{Losses, Mounts};
 use servers::Targets;
 use std::collections::BTreeSet;
@@ -107,6 +108,8 @@ struct Rebuild<'a, 's> {
     say: Say<'s>,
     outcome: Outcome,
     targets: Targets,
+    /// Password files of the snapshot that are not restored yet.
+    passfiles: Passfiles,
 }
 
 /// Rebuilds the instance. The record is removed by [`Record::close`] once the caller has reported the
@@ -118,8 +121,14 @@ pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outco
     }
     crate::private_dir::remove_stale(job.scratch);
     record.set_scratch(job.scratch);
-    let mut rebuild =
-        Rebuild { job, record, say, outcome: Outcome::default(), targets: Targets::default() };
+    let mut rebuild = Rebuild {
+        job,
+        record,
+        say,
+        outcome: Outcome::default(),
+        targets: Targets::default(),
+        passfiles: Passfiles::default(),
+    };
     rebuild.run()?;
     let Rebuild { mut outcome, record, .. } = rebuild;
     // Those of an earlier call count as well.

@@ -17,9 +17,7 @@ use crate::service::postgres::{
 };
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::entry::Entry;
@@ -345,21 +343,12 @@ impl<'a> Loader<'a> {
         if !self.client.into.is_empty() || !has_space {
             return Ok(None);
         }
-        let user = self.client.user.as_deref().map(nix::unistd::User::from_name);
-        let user = user.and_then(|found| found.ok().flatten());
         // The next call removes what a killed one leaves, which may be large.
         let dir = PrivateDir::make(self.scratch, OF_REBUILD).map_err(failed)?;
         let path = dir.path().join("dump");
         let Some(text) = path.to_str().map(str::to_owned) else { return Ok(None) };
-        let make = || {
-            // Only the client's user reads the file.
-            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
-            let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            let owner = user.map(|user| (user.uid.as_raw(), user.gid.as_raw()));
-            owner.map_or(Ok(()), |(uid, gid)| fchown(&file, Some(uid), Some(gid)))?;
-            Ok(std::io::BufWriter::with_capacity(1 << 20, file))
-        };
-        let mut file = make().map_err(failed)?;
+        let file = dir.open_for(self.client.user.as_deref(), &path).map_err(failed)?;
+        let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
         let dumped = store::dump::dump(self.store, entry, &mut file)?;
         dumped.and_then(|()| file.flush()).map_err(failed)?;
         Ok(Some(DumpFile { _dir: dir, path: text }))

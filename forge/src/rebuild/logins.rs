@@ -6,16 +6,25 @@
 use super::servers::is_refused;
 use super::{Rebuild, Stage, files, shown};
 use crate::error::{Error, Result};
+use crate::private_dir::{OF_REBUILD, PrivateDir};
 use crate::secret::Secret;
 use crate::service::Password;
 use crate::service::postgres::{MAINTENANCE, Server};
 use crate::service::redis::Redis;
 use crate::view::View;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longest password in the snapshot, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+
+/// Copies of password files that only the snapshot has, by their paths on this machine. They are
+/// removed at the end.
+#[derive(Debug, Default)]
+pub struct Passfiles(RefCell<BTreeMap<PathBuf, (PrivateDir, PathBuf)>>);
 
 impl Rebuild<'_, '_> {
     /// Returns a database server with the login that it accepts: of the file at its place, of the one
@@ -37,6 +46,9 @@ impl Rebuild<'_, '_> {
         }
         if let Some(password) = self.password(server.secret.as_ref()) {
             all.push(Server { secret: None, password: Some(password), ..server.clone() });
+        }
+        if let Some(passfile) = self.passfile(server)? {
+            all.push(Server { passfile: Some(passfile), ..server.clone() });
         }
         let progress = self.job.store.observer().progress();
         first_accepted(all, |server| {
@@ -78,6 +90,60 @@ impl Rebuild<'_, '_> {
             ))
         });
         Ok(described.collect())
+    }
+
+    /// Returns what a command that prints a password needs of the snapshot, if it fails now because
+    /// those files are not restored yet.
+    pub fn awaited(&self, secret: Option<&Secret>) -> Option<String> {
+        let Some(Secret::Command(words)) = secret else { return None };
+        if self.record.is_done(Stage::Files) {
+            return None;
+        }
+        let parts = &self.job.manifest.parts;
+        let named = parts.iter().find(|part| {
+            let texts = || part.paths.iter().filter_map(|path| path.to_str());
+            words.iter().any(|word| texts().any(|path| word.contains(path)))
+        })?;
+        Some(format!(
+            "the command `{}` prints its password and needs files of part `{}`, so it is asked once \
+             they are restored",
+            words.join(" "),
+            named.name
+        ))
+    }
+
+    /// Returns a copy of a password file of the clients that only the snapshot has.
+    fn passfile(&self, server: &Server) -> Result<Option<PathBuf>> {
+        let Some(file) = server.passfile.as_deref().filter(|file| !file.exists()) else {
+            return Ok(None);
+        };
+        let mut parts = self.job.manifest.parts.iter().flat_map(|part| &part.paths);
+        let is_awaited =
+            !self.record.is_done(Stage::Files) && parts.any(|part| file.starts_with(part));
+        // A client in a container does not see it.
+        if !is_awaited || !server.reach.into.is_empty() {
+            return Ok(None);
+        }
+        let mut known = self.passfiles.0.borrow_mut();
+        if let Some((_, copy)) = known.get(file) {
+            return Ok(Some(copy.clone()));
+        }
+        let (store, root) = (self.job.store, self.job.snapshot.root.chunk());
+        let Some(text) = View::Tree { store, root }.content(file, PASSWORD_BYTES_MAX)? else {
+            return Ok(None);
+        };
+        let scratch = self.job.scratch;
+        let make = || {
+            let dir = PrivateDir::make(scratch, OF_REBUILD)?;
+            let copy = dir.path().join("passfile");
+            dir.open_for(server.reach.user.as_deref(), &copy)?.write_all(&text)?;
+            Ok((dir, copy))
+        };
+        let made: std::io::Result<_> = make();
+        let made = made.map_err(|source| Error::Write { path: scratch.to_owned(), source })?;
+        let copy = made.1.clone();
+        known.insert(file.to_owned(), made);
+        Ok(Some(copy))
     }
 
     fn moved_secret(&self, secret: Option<&Secret>) -> Option<Secret> {

@@ -229,6 +229,12 @@ impl Rebuild<'_, '_> {
         let root = job.snapshot.root.chunk();
         let address = target.shown();
         let connected = Loader::connect(job.store, root, target, job.manifest, job.scratch);
+        if let Err(Error::Secret(_)) = &connected
+            && let Some(reason) = self.awaited(target.secret.as_ref())
+        {
+            (self.say)(Stage::Preconditions, &format!("the {POSTGRES} {address}: {reason}"));
+            return Ok(Vec::new());
+        }
         let identity = match &connected {
             Ok(_) => Some(target.identity(progress)?),
             Err(_) => None,
@@ -342,6 +348,11 @@ impl Rebuild<'_, '_> {
             Err(Error::LoginRefused { .. }) if is_own && !rebuilding.remade.is_empty() => None,
             standing => standing?,
         };
+        if standing.is_none()
+            && let Some(reason) = self.awaited(target.secret.as_ref())
+        {
+            (self.say)(Stage::Preconditions, &format!("{REDIS} {address}: {reason}"));
+        }
         let here = here.filter(|_| self.record.redis().is_none() && !self.is_chosen(&address));
         if let Some(here) = here.filter(|here| here.shown() != address) {
             let known = here.standing(progress).ok().and_then(|standing| standing.run);
@@ -394,6 +405,8 @@ impl Rebuild<'_, '_> {
             Err(Error::Service { reason, .. }) => {
                 Err(Error::LoginRefused { what: REDIS, place: redis.shown(), reason })
             }
+            // Its files are restored by now, and without a password nothing shows whether it runs.
+            Err(error @ Error::Secret(_)) if self.record.is_done(Stage::Files) => Err(error),
             Err(error) if error.is_interrupted() => Err(error),
             Err(_) => Ok(None),
         }
