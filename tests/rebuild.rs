@@ -1039,6 +1039,58 @@ fn mounts_follow_neither_the_kept_data_nor_the_services() {
     in_namespace(&sandbox, script).run().ok();
 }
 
+/// The commands of the services mount disks at parts, and make links in place of them.
+#[test]
+fn files_that_the_start_of_services_hides_are_reported() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let more = format!(
+        "[instances.forge.parts.data]\npath = '{0}/data'\n[instances.forge.services]\n\
+         stop = [{{ command = ['sh', '{0}/stop'] }}]\nstart = [{{ command = ['sh', '{0}/start'] }}]\n",
+        sandbox.text("").trim_end_matches('/'),
+    );
+    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    let script = "set -e
+        no() { if \"$@\"; then exit 9; fi; }
+        hidden() {
+            if $FK rebuild forge --yes > faults 2>&1; then exit 8; else test $? = 3; fi
+            cat faults
+            grep \"hidden since services started, by other data that came to $PWD/$1\" faults
+        }
+        mkdir -p data/inner disk
+        echo content > data/f; echo content > data/inner/f; echo old > disk/f
+        echo true > stop; echo true > start
+        $FK backup --instance forge --init
+        # A service that is down already: only its start mounts the disk.
+        echo \"mount --bind $PWD/disk $PWD/data\" > start
+        hidden data
+        umount data
+        echo \"mount -t tmpfs none $PWD/data/inner\" > start
+        hidden data/inner
+        umount data/inner
+        echo \"mv $PWD/data $PWD/moved; ln -s $PWD/disk $PWD/data\" > start
+        hidden disk
+        rm data; mv moved data
+        # Nothing is hidden where the snapshot has no files.
+        echo \"mkdir $PWD/data/new; mount -t tmpfs none $PWD/data/new\" > start
+        $FK rebuild forge --yes
+        umount data/new
+        # The commands unmount the disk that the part itself is.
+        rm -r data/*; mount --bind disk data; echo content > data/f
+        $FK backup --instance forge
+        echo newer > data/f
+        echo \"umount -q $PWD/data || true\" > stop
+        echo \"mount --bind $PWD/disk $PWD/data\" > start
+        if $FK rebuild forge --yes > faults 2>&1; then exit 8; else test $? = 3; fi
+        cat faults
+        grep \"unmounted by the commands that stop services: $PWD/data; what\" faults
+        no grep 'hidden since' faults
+        grep content disk/f; grep content data/f
+        umount data
+        no test -e data/f";
+    in_namespace(&sandbox, script).run().ok();
+}
+
 #[test]
 fn a_gitlab_of_containers_is_rebuilt() {
     need_root();

@@ -112,6 +112,12 @@ struct Rebuild<'a, 's> {
     passfiles: Passfiles,
 }
 
+/// Places of restored files, at one moment.
+struct Seen {
+    mounts: Mounts,
+    places: Vec<PathBuf>,
+}
+
 /// Rebuilds the instance. The record is removed by [`Record::close`] once the caller has reported the
 /// outcome.
 pub fn rebuild(job: &Job<'_>, record: &mut Record, say: Say<'_>) -> Result<Outcome> {
@@ -221,8 +227,11 @@ impl Rebuild<'_, '_> {
             }
         }
         self.stage(Stage::Start, |rebuild| {
+            let before = rebuild.seen(&[&first, &mounted])?;
             rebuild.start(&rebuilding)?;
-            rebuild.restore_unmounted(&rest, &unmounted)
+            let after = rebuild.seen(&[&first, &mounted])?;
+            rebuild.restore_unmounted(&rest, &unmounted)?;
+            rebuild.keep_covered(&[&first, &mounted], &before, &after, &unmounted)
         })?;
         let is_examined = self.record.checks().iter().any(|check| check.name == examine::FSCK);
         if !is_examined && !job.is_dry {
@@ -479,10 +488,51 @@ impl Rebuild<'_, '_> {
         Ok(())
     }
 
+    /// Returns where restored files are, and which file systems are there.
+    fn seen(&self, all: &[&Files]) -> Result<Seen> {
+        let places = all.iter().map(|files| files.places(self.job));
+        let places = places.collect::<Result<Vec<_>>>()?.concat();
+        Ok(Seen { mounts: files::mounts_of(self.job, all)?, places })
+    }
+
+    /// Records a fault if services, or the commands that start them, hide restored files: they mount
+    /// a file system there, or make a link to another place.
+    fn keep_covered(
+        &mut self,
+        all: &[&Files],
+        before: &Seen,
+        after: &Seen,
+        unmounted: &[PathBuf],
+    ) -> Result<()> {
+        if self.job.is_dry {
+            return Ok(());
+        }
+        let is_expected = |mount: &PathBuf| unmounted.iter().any(|known| mount.starts_with(known));
+        let changed = changed(&before.mounts, &after.mounts);
+        let mut hidden = Vec::new();
+        for files in all {
+            let changed = changed.iter().copied().filter(|mount| !is_expected(mount));
+            hidden.extend(files.having_files(self.job, changed)?);
+        }
+        let places = before.places.iter().zip(&after.places);
+        let led = places.filter(|(before, after)| before != after && before.exists());
+        hidden.extend(led.map(|(_, after)| after.clone()));
+        hidden.sort();
+        hidden.dedup();
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "restored files are hidden since services started, by other data that came to {}",
+            shown_paths(&hidden)
+        );
+        let hint = "the services use that data, and not what was restored: mount it, keep it mounted \
+                    while services are stopped, and rebuild once more";
+        self.record.keep(Check::new("mounts", Verdict::Failed, text).with_hint(hint))
+    }
+
     fn other_mounts(&self, known: &Mounts, mounts: &Mounts) -> Error {
-        let all = known.keys().chain(mounts.keys());
-        let changed: BTreeSet<&PathBuf> =
-            all.filter(|path| known.get(*path) != mounts.get(*path)).collect();
+        let changed = changed(known, mounts);
         // The one around it is only the next that holds the path.
         let is_inner = |path: &&PathBuf| {
             !changed.iter().any(|other| *other != *path && other.starts_with(path))
@@ -678,6 +728,12 @@ impl Rebuild<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Returns the mount points of only one of two moments, or with another file system.
+fn changed<'m>(before: &'m Mounts, after: &'m Mounts) -> BTreeSet<&'m PathBuf> {
+    let all = before.keys().chain(after.keys());
+    all.filter(|path| before.get(*path) != after.get(*path)).collect()
 }
 
 /// Returns a check for each kind of loss.

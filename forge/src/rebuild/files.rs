@@ -142,6 +142,32 @@ impl Files {
         Ok(Files::there(job, paths))
     }
 
+    /// Returns those of some mount points at or below which files are restored, whatever is mounted.
+    pub fn having_files<'m>(
+        &self,
+        job: &Job<'_>,
+        mounts: impl Iterator<Item = &'m PathBuf>,
+    ) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let root = job.snapshot.root.chunk();
+        for mount in mounts {
+            let has_files = |path: &PathBuf| {
+                // The restore reports a lost part of the tree.
+                let mut entries = TreeReader::within(&root, &tree_path(path), job.store).flatten();
+                entries.any(|entry| entry.kind != EntryKind::Directory)
+            };
+            if self.on(job, mount)?.paths.iter().any(has_files) {
+                found.push(mount.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the places of the paths on this machine.
+    pub fn places(&self, job: &Job<'_>) -> Result<Vec<PathBuf>> {
+        self.paths.iter().map(|path| place(job, path)).collect()
+    }
+
     /// Returns the same without what lies on these file systems.
     pub fn without(&self, job: &Job<'_>, mounts: &[PathBuf]) -> Result<Files> {
         let mut without = Vec::new();
@@ -549,8 +575,8 @@ pub fn mounts_of(job: &Job<'_>, all: &[&Files]) -> Result<Mounts> {
     let mut found = BTreeSet::new();
     for path in all.iter().flat_map(|files| &files.paths) {
         let real = self::place(job, path)?;
-        // The paths are sorted, so the last one is the innermost.
-        found.extend(mounts.iter().rfind(|mount| real.starts_with(mount)).cloned());
+        // Also outer ones: the inner may be unmounted with the services.
+        found.extend(mounts.iter().filter(|mount| real.starts_with(mount)).cloned());
         found.extend(mounts.iter().filter(|mount| mount.starts_with(&real)).cloned());
     }
     Ok(found.into_iter().map(|path| (path.clone(), mounts::identity(&path))).collect())
