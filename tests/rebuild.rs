@@ -3,7 +3,7 @@
 use crate::support::docker_gitlab::{self, DockerGitlab};
 use crate::support::gitlab::database::{CI, MAIN};
 use crate::support::gitlab::{Builder, DATA, Gitlab, assert_rows_have_files, fsck_all, short_dir};
-use crate::support::gitlab_container::GitlabContainer;
+use crate::support::gitlab_container::{self, GitlabContainer};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::postgres::{Options, Postgres};
 use crate::support::sandbox::{Dice, FORGEKEEP, Run, Sandbox, need_root};
@@ -1188,6 +1188,180 @@ fn a_gitlab_in_its_official_container_is_rebuilt() {
     }
     let rake = "/opt/gitlab/bin/gitlab-rake gitlab:check SANITIZE=true";
     assert!(outcome.stdout.contains(rake), "{}", outcome.stdout);
+}
+
+/// Asserts that a rebuild refuses before it changes anything, also as a dry run.
+#[track_caller]
+fn assert_other_places(sandbox: &Sandbox, root: &Path, words: &[&str]) {
+    for argument in ["--yes", "--dry-run"] {
+        let words: Vec<&str> = words.iter().copied().chain(["nothing was changed"]).collect();
+        let rebuild = ["rebuild", "forge", "--scratch", &sandbox.text(""), argument];
+        configured(sandbox, rebuild).run().fails(1, &words);
+    }
+    let moved = Run::limited("find").args([root]).args(["-name", "*before-rebuild*"]).run().ok();
+    assert_eq!(moved.stdout, "");
+    assert!(!sandbox.path("state/rebuild/forge.json").exists());
+}
+
+#[test]
+fn parts_that_moved_in_the_configuration_are_refused() {
+    need_root();
+    let (sandbox, dir) = (Sandbox::new(), short_dir());
+    let [old, new] = ["srv/old/data", "mnt/new/data"].map(|name| dir.path().join(name));
+    let configure = |path: &Path| {
+        let more = format!("[instances.forge.parts.data]\npath = '{}'\n", path.display());
+        configure_kind(&sandbox, "plain", dir.path(), &more);
+    };
+    std::fs::create_dir_all(&old).expect("directories");
+    std::fs::write(old.join("file"), "content").expect("writes");
+    configure(&old);
+    backup(&sandbox).run().ok();
+    std::fs::remove_dir_all(dir.path().join("srv")).expect("removes");
+    std::fs::create_dir_all(&new).expect("directories");
+    std::fs::write(new.join("file"), "newer").expect("writes");
+    configure(&new);
+    let moved = format!(
+        "part `data` is at {} in the snapshot, and at {} on this machine",
+        old.display(),
+        new.display()
+    );
+    let link = format!("ln -sr {} {}", new.display(), old.display());
+    assert_other_places(&sandbox, dir.path(), &[&moved, &link]);
+    // The printed link leads the files to the new place.
+    std::fs::create_dir_all(old.parent().expect("it has one")).expect("directories");
+    Run::limited("ln").args(["-sr"]).args([&new, &old]).run().ok();
+    configured(&sandbox, ["rebuild", "forge", "--yes"]).run().ok();
+    assert_eq!(std::fs::read_to_string(new.join("file")).expect("reads"), "content");
+
+    // A part that the configuration lacks is named.
+    let more = format!("[instances.forge.parts.other]\npath = '{}'\n", sandbox.text("other"));
+    configure_kind(&sandbox, "plain", dir.path(), &more);
+    let planned = configured(&sandbox, ["rebuild", "forge", "--dry-run"]).run().ok();
+    let words = "part `data` is not in the configuration of this machine";
+    assert!(planned.stdout.contains(words), "{}", planned.all_output());
+}
+
+#[test]
+fn parts_of_a_package_that_moved_are_refused() {
+    let bench = Bench::new(Builder::new());
+    let root = bench.gitlab.root();
+    for (part, then, here) in [
+        ("config", "etc/gitlab", "mnt/etc"),
+        ("uploads", "var/opt/gitlab/gitlab-rails/uploads", "mnt/uploads"),
+    ] {
+        std::fs::create_dir_all(root.join(here)).expect("directories");
+        let more = format!("parts.{part}.path = '{}'", root.join(here).display());
+        configure(&bench.sandbox, &bench.gitlab, &more);
+        let moved = format!(
+            "part `{part}` is at {} in the snapshot, and at {} on this machine",
+            root.join(then).display(),
+            root.join(here).display()
+        );
+        assert_other_places(&bench.sandbox, &root.join("etc"), &[&moved]);
+    }
+}
+
+#[test]
+fn volumes_that_moved_are_refused() {
+    need_root();
+    let (sandbox, gitlab) = (Sandbox::new(), GitlabContainer::start(Builder::new()));
+    let root = gitlab.root();
+    let more = format!("docker = ['{}']\npostgres.wait = '3s'", root.join("docker").display());
+    configure_kind(&sandbox, "gitlab-container", root, &more);
+    backup(&sandbox).run().ok();
+    let change = |file: &str, old: &str, new: &str| {
+        let text = std::fs::read_to_string(root.join(file)).expect("reads");
+        std::fs::write(root.join(file), text.replace(old, new)).expect("writes");
+    };
+    // The container on this machine has other directories, and perhaps its compose file, too.
+    let [compose, inspected] = [gitlab_container::COMPOSE, "inspect.json"];
+    let moved = |name: &str, old: &str| {
+        format!(
+            "{name} is at {} in the snapshot, and at {} on this machine",
+            root.join(old).display(),
+            root.join(format!("mnt/new/{old}")).display()
+        )
+    };
+    let all = ["srv/gitlab/config", "srv/gitlab/data", "srv/gitlab/logs", "mnt/disk"];
+    for of_all in [&all[..], &all[3..]] {
+        for old in of_all {
+            let new = root.join(format!("mnt/new/{old}"));
+            std::fs::create_dir_all(&new).expect("directories");
+            change(inspected, &root.join(old).display().to_string(), &new.display().to_string());
+        }
+        for compose_too in [false, true] {
+            if compose_too {
+                for old in of_all {
+                    change(compose, &format!("/{old}:"), &format!("/mnt/new/{old}:"));
+                }
+            }
+            let disk = moved("volume /mnt/storage2", "mnt/disk");
+            let mut words = vec![disk];
+            if of_all.len() > 1 {
+                words.push(moved("volume /etc/gitlab", "srv/gitlab/config"));
+            }
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            assert_other_places(&sandbox, &root.join("srv"), &words);
+        }
+        for old in of_all {
+            let new = root.join(format!("mnt/new/{old}"));
+            change(inspected, &new.display().to_string(), &root.join(old).display().to_string());
+            change(compose, &format!("/mnt/new/{old}:"), &format!("/{old}:"));
+        }
+    }
+    // A compose file elsewhere, which names the same directories.
+    std::fs::create_dir_all(root.join("mnt/compose")).expect("directories");
+    let new = root.join("mnt/compose/docker-compose.yml");
+    std::fs::rename(root.join(compose), &new).expect("moves");
+    std::fs::rename(root.join("srv/forge/mail.env"), new.with_file_name("mail.env"))
+        .expect("moves");
+    configure_kind(
+        &sandbox,
+        "gitlab-container",
+        root,
+        &format!("compose = '{}'\n{more}", new.display()),
+    );
+    assert_other_places(&sandbox, &root.join("srv"), &["part `compose` is at", "mnt/compose"]);
+}
+
+#[test]
+fn volumes_of_other_containers_that_moved_are_refused() {
+    need_root();
+    let (sandbox, gitlab) = (Sandbox::new(), DockerGitlab::start());
+    let configure = |compose: &Path| {
+        let docker = gitlab.path("docker");
+        let more = format!("compose = '{}'\ndocker = ['{}']", compose.display(), docker.display());
+        configure_kind(&sandbox, "docker-gitlab", gitlab.root(), &more);
+    };
+    let compose = gitlab.path(docker_gitlab::COMPOSE);
+    configure(&compose);
+    backup(&sandbox).run().ok();
+    let text = std::fs::read_to_string(&compose).expect("reads");
+    for (old, new, words) in [
+        ("/srv/gitlab/data:", "/mnt/new/data:", "volume /home/git/data is at"),
+        // It would start empty once its container is made again.
+        (
+            "/srv/gitlab/postgresql:",
+            "/mnt/new/pg:",
+            "volume /var/lib/postgresql of postgresql is at",
+        ),
+    ] {
+        std::fs::write(&compose, text.replace(old, new)).expect("writes");
+        assert_other_places(&sandbox, &gitlab.path("srv"), &[words, "mnt/new"]);
+    }
+    // A compose file elsewhere with other directories, whether it is there yet or not.
+    let new = gitlab.path("mnt/compose/docker-compose.yml");
+    configure(&new);
+    let moved = format!("in the snapshot, and at {} on this machine", new.display());
+    assert_other_places(&sandbox, &gitlab.path("srv"), &[&moved]);
+    std::fs::create_dir_all(new.parent().expect("it has one")).expect("directories");
+    for name in ["secrets.env", ".env"] {
+        let old = gitlab.path("srv/forge").join(name);
+        std::fs::rename(old, new.with_file_name(name)).expect("moves");
+    }
+    std::fs::remove_file(&compose).expect("removes");
+    std::fs::write(&new, text.replace("/srv/gitlab/data:", "/mnt/new/data:")).expect("writes");
+    assert_other_places(&sandbox, &gitlab.path("srv"), &[&moved]);
 }
 
 /// Runs commands in a mount namespace that has the instance at its real paths, and nothing else of

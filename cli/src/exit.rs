@@ -395,6 +395,17 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             quoted_path(end),
             quoted_path(link)
         ),
+        E::OtherPlaces(all) => {
+            let mut hint = "nothing was changed; give the instance here the places of the snapshot, in \
+                            its settings of Forgekeep, its compose file and the volumes of its container"
+                .to_owned();
+            let other = all.iter().find_map(|other| Some((other.here.as_ref()?, &other.then)));
+            if let Some((here, then)) = other {
+                let (here, then) = (quoted_path(here), quoted_path(then));
+                hint += &format!("; or link each old place to the new one: ln -sr {here} {then}");
+            }
+            hint
+        }
         E::OtherServer { target, .. } => format!(
             "nothing was changed; give --server {target} if the rebuild may change that one; to use the \
              other one, set its address in the instance's settings of Forgekeep, and correct the \

@@ -256,6 +256,9 @@ pub enum Error {
         /// The path to which it led.
         end: PathBuf,
     },
+    /// The instance has data at other places on this machine than in a snapshot.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    OtherPlaces(Vec<OtherPlace>),
     /// The restored configuration of an instance names another server than the present one.
     #[error(
         "the configuration of the snapshot names the {what} {target}, and that of this machine names \
@@ -362,6 +365,28 @@ pub enum Error {
     /// Another run of the instance holds its record.
     #[error("another run of instance {0} is in progress")]
     Busy(String),
+}
+
+/// Data at one place in a snapshot, and at another one on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherPlace {
+    /// Name of the part or volume.
+    pub what: String,
+    /// Path in the snapshot.
+    pub then: PathBuf,
+    /// Path on this machine, if it has one.
+    pub here: Option<PathBuf>,
+}
+
+impl std::fmt::Display for OtherPlace {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let OtherPlace { what, then, here } = self;
+        write!(to, "{what} is at {} in the snapshot, and ", then.displayed())?;
+        match here {
+            Some(here) => write!(to, "at {} on this machine", here.displayed()),
+            None => write!(to, "missing on this machine"),
+        }
+    }
 }
 
 /// Reason why a secret could not be read. The message contains the next step, and no secret.

@@ -20,13 +20,7 @@ const REDIS: &str = "redis";
 /// Makes the resolved plan: the kind's parts, changed by the settings.
 pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     let settings = site.settings;
-    let kind = find(&settings.kind).ok_or_else(|| {
-        let names: Vec<&str> = KINDS.iter().map(|kind| kind.name()).collect();
-        site.wrong(format!("unknown kind `{}`; choose one of {}", settings.kind, names.join(", ")))
-    })?;
-    let mut plan = Plan::new(site.instance, kind.name(), settings);
-    kind.fill(site, &mut plan)?;
-    apply(site, &mut plan)?;
+    let (mut plan, kind) = unresolved(site)?;
     let root = &settings.root;
     for part in &mut plan.parts {
         plan.notes.extend(part.resolve(root));
@@ -42,6 +36,19 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     };
     plan.follow_links(root, is_named);
     plan.note_memory();
+    Ok((plan, kind))
+}
+
+/// Makes the plan without following links, also those that lead to parts.
+pub fn unresolved(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
+    let settings = site.settings;
+    let kind = find(&settings.kind).ok_or_else(|| {
+        let names: Vec<&str> = KINDS.iter().map(|kind| kind.name()).collect();
+        site.wrong(format!("unknown kind `{}`; choose one of {}", settings.kind, names.join(", ")))
+    })?;
+    let mut plan = Plan::new(site.instance, kind.name(), settings);
+    kind.fill(site, &mut plan)?;
+    apply(site, &mut plan)?;
     Ok((plan, kind))
 }
 

@@ -512,7 +512,8 @@ impl Faults<'_, '_> {
     fn above(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) -> Result<()> {
         let user = expected.name.split(':').next().unwrap_or_default();
         let is_entered = |dir: &Path| {
-            expected.groups.is_some() || plan.volumes.iter().any(|top| dir.starts_with(top))
+            let mut own = plan.volumes.iter().filter(|volume| volume.service.is_none());
+            expected.groups.is_some() || own.any(|volume| dir.starts_with(&volume.path))
         };
         let within = |dir: &&Path| {
             dir.starts_with(&plan.root) && (**dir != plan.root || plan.is_root_entered)

@@ -43,8 +43,10 @@ pub struct Plan {
     /// Paths that a service sees inside a directory, but that are elsewhere on this machine because
     /// of a mount or a link. Each is also in a part.
     pub mounts: Vec<Mount>,
-    /// Directories of this machine that a container has as volumes.
-    pub volumes: Vec<PathBuf>,
+    /// True if places of parts are only assumed, because a database with settings was not read.
+    pub is_assumed: bool,
+    /// Directories of this machine that containers have as volumes.
+    pub volumes: Vec<Volume>,
     /// Parts that the kind could not locate.
     pub lacking: Vec<Absent>,
     /// Excluded paths with their reasons.
@@ -124,6 +126,7 @@ impl Plan {
             product: Product::default(),
             parts: Vec::new(),
             mounts: Vec::new(),
+            is_assumed: false,
             volumes: Vec::new(),
             lacking: Vec::new(),
             skipped: Vec::new(),
@@ -429,6 +432,32 @@ impl Product {
     pub fn version_numbers(&self) -> Option<(u32, u32)> {
         let mut numbers = self.version.as_deref()?.split(|c: char| !c.is_ascii_digit());
         Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+/// A directory or file of this machine that a container has as a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Name of the service whose container has it; `None` for that of the product.
+    pub service: Option<String>,
+    /// Path in the container.
+    pub target: PathBuf,
+    /// Path on this machine, without links.
+    pub path: PathBuf,
+}
+
+impl Volume {
+    /// Makes the volumes of a service from pairs of both paths.
+    pub fn all<'a>(
+        service: Option<&str>,
+        paths: impl Iterator<Item = (&'a Path, PathBuf)>,
+    ) -> Vec<Volume> {
+        let volume = |(target, path): (&Path, PathBuf)| Volume {
+            service: service.map(str::to_owned),
+            target: target.to_owned(),
+            path,
+        };
+        paths.map(volume).collect()
     }
 }
 

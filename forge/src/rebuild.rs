@@ -16,6 +16,7 @@ mod files;
 mod in_use;
 mod logins;
 mod part_links;
+mod places;
 mod record;
 mod roles;
 mod servers;
@@ -389,6 +390,10 @@ impl Rebuild<'_, '_> {
             let check = Check::new("accounts", Verdict::Warning, text);
             self.outcome.checks.push(check.with_examples(foreign).with_hint(hint));
         }
+        let predicted = self.predicted(rebuilding)?;
+        if !self.record.is_done(Stage::Files) {
+            self.expect_places(rebuilding, predicted.as_ref())?;
+        }
         self.expect_mounts(&[first, rest])?;
         files::expect_replaceable(job, &[first, rest])?;
         files::expect_writable(job, &[first, rest], &planned)?;
@@ -402,7 +407,7 @@ impl Rebuild<'_, '_> {
             self.look_for_databases()?;
         }
         if !self.record.is_done(Stage::Databases) || !self.record.is_done(Stage::Redis) {
-            self.expect_servers(rebuilding, first, &planned)?;
+            self.expect_servers(rebuilding, first, &planned, predicted.as_ref())?;
         }
         if job.manifest.services.is_empty() && rebuilding.up.is_empty() {
             (self.say)(Stage::Preconditions, "no services are known");

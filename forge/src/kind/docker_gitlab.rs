@@ -22,7 +22,7 @@ use crate::coverage::check_files;
 use crate::earlier::Earlier;
 use crate::error::Result;
 use crate::file;
-use crate::plan::{Plan, Product};
+use crate::plan::{Plan, Product, Volume};
 use crate::service::Password;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::Connection;
@@ -91,7 +91,11 @@ impl Kind for DockerGitlab {
                 dir.displayed()
             )));
         }
-        plan.volumes = gitlab.volumes().map(|(_, path)| path).collect();
+        plan.volumes = Volume::all(None, gitlab.volumes());
+        for (other, service) in compose.services.iter().filter(|(other, _)| *other != name) {
+            let volumes = service.iter().flat_map(Service::volumes);
+            plan.volumes.extend(Volume::all(Some(other), volumes));
+        }
         plan.product = product(gitlab, &dir, plan);
         plan.services = services(&compose);
         plan.skips_git_caches = true;

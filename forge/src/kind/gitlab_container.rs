@@ -16,7 +16,7 @@ use super::gitlab::paths::{CONFIG, Container, DATA, Package};
 use super::{Kind, Rebuilding, Site};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::plan::{Part, Plan, Product};
+use crate::plan::{Part, Plan, Product, Volume};
 use accounts::Accounts;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ impl Kind for GitlabContainer {
                 })
             })?;
         }
-        plan.volumes = service.volumes().map(|(_, path)| path).collect();
+        plan.volumes = Volume::all(None, service.volumes());
         plan.product = product(&package, &service, plan);
         package.fill(plan)?;
         // User names are valid only in the container.

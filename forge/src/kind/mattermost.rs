@@ -383,6 +383,7 @@ pub fn asked(
     plan: &mut Plan,
 ) -> Result<Option<serde_json::Value>> {
     if site.is_offline {
+        plan.is_assumed = true;
         plan.notes.push(format!(
             "Mattermost's settings in database {database} are not read offline; assuming the \
              default directories"
@@ -398,6 +399,7 @@ pub fn asked(
                  assuming the defaults"
             );
             plan.lacks("mattermost-settings", looked_for);
+            plan.is_assumed = true;
             Ok(None)
         }
     }

@@ -4,7 +4,7 @@ use super::GENERATED;
 use super::named_places::{NamedPlace, named_places};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::plan::{Part, Phase, Plan};
+use crate::plan::{Part, Phase, Plan, Volume};
 use crate::view::shown;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -227,7 +227,7 @@ impl OwnersAs {
         plan.notes.extend(unknown.map(|(_, text)| text));
         // The account of a container passes the directories above its data.
         plan.is_root_entered = !self.product.data.is_some_and(|data| dir.join(data).exists());
-        plan.volumes.push(dir.clone());
+        plan.volumes.push(Volume { service: None, target: dir.clone(), path: dir.clone() });
         plan.parts = if is_product { parts } else { Vec::new() };
         if plan.parts.is_empty() {
             let reason =

@@ -52,6 +52,7 @@ impl Rebuild<'_, '_> {
         self.outcome.checks.extend(lost);
         self.outcome.checks.extend(checks);
         self.outcome.checks.extend(self.examine_queue(&plan));
+        self.outcome.checks.extend(self.examine_places()?);
         let written = self.write(&plan);
         self.outcome.checks.extend(written);
         let made = self.record.checks().len() + self.outcome.checks.len();

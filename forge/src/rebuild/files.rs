@@ -9,7 +9,7 @@ use crate::kind::Site;
 use crate::links;
 use crate::mounts;
 use crate::overrides;
-use crate::plan::{Part, is_trusted};
+use crate::plan::{Part, Phase, is_trusted};
 use crate::session::relative;
 use crate::sshd;
 use crate::view::shown;
@@ -191,6 +191,11 @@ impl Files {
         let mut files =
             self.paths.iter().filter(|path| path.parent() == Some(dir) && path.is_file());
         files.next().cloned()
+    }
+
+    /// Returns the paths.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// Returns the directory of the first path.
@@ -456,12 +461,34 @@ fn volumes(job: &Job<'_>) -> Vec<PathBuf> {
     // The plan fails while no container runs.
     let plan = overrides::plan(&site);
     let volumes = plan.map(|(plan, _)| plan.volumes).unwrap_or_default();
-    volumes.into_iter().map(|path| path.canonicalize().unwrap_or(path)).collect()
+    let paths = volumes.into_iter().map(|volume| volume.path);
+    paths.map(|path| path.canonicalize().unwrap_or(path)).collect()
 }
 
 /// Returns the place of a path of the tree.
 pub fn absolute(path: &[u8]) -> PathBuf {
     Path::new("/").join(OsStr::from_bytes(path))
+}
+
+/// Returns the paths of a part that the snapshot has and a rebuild restores as files.
+pub fn restored_paths(job: &Job<'_>, part: &Part) -> Vec<PathBuf> {
+    if part.name == SSH || part.phase == Phase::RedisFiles {
+        return Vec::new();
+    }
+    let root = job.snapshot.root.chunk();
+    let is_restored = |path: &&PathBuf| {
+        !is_of_machine(job, part, path)
+            && TreeReader::within(&root, &tree_path(path), job.store).next().is_some()
+    };
+    part.paths.iter().filter(is_restored).cloned().collect()
+}
+
+/// Returns true if the snapshot has a directory at a path.
+pub fn is_dir(job: &Job<'_>, path: &Path) -> bool {
+    let root = job.snapshot.root.chunk();
+    // The restore reports a lost part of the tree.
+    let entry = Lookup::new(&root, job.store).at(&tree_path(path)).ok().flatten();
+    entry.is_some_and(|entry| entry.kind == EntryKind::Directory)
 }
 
 /// Returns true if the snapshot has a path that is not a directory.

@@ -84,6 +84,13 @@ fn end(root: &Path, path: &Path, known: &[(PathBuf, PathBuf)]) -> PathBuf {
     end
 }
 
+/// Follows a path through links of the snapshot.
+pub fn followed(job: &Job<'_>, links: &[PartLink], path: &Path) -> PathBuf {
+    let known: Vec<(PathBuf, PathBuf)> =
+        links.iter().map(|link| (link.path.clone(), link.text.clone())).collect();
+    end(&job.settings.root, path, &known)
+}
+
 impl PartLink {
     /// Returns true if this machine lacks the link, so that the instance would not see the data.
     pub fn is_lacking(&self, job: &Job<'_>) -> Result<bool> {

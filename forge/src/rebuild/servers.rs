@@ -6,6 +6,7 @@
 use super::databases::Loader;
 use super::files::{self, Files};
 use super::in_use::{self, Servers};
+use super::places;
 use super::record::Aside;
 use super::{Rebuild, Stage};
 use crate::error::{Error, Result};
@@ -49,13 +50,7 @@ struct Pair<'a, T> {
 
 impl Rebuild<'_, '_> {
     /// Returns the servers that the instance uses once its configuration is restored.
-    fn targets(&self, rebuilding: &Rebuilding, here: Option<&Plan>) -> Result<Targets> {
-        let is_restored = self.record.is_done(Stage::Configure);
-        let plan = match is_restored {
-            true => None,
-            false => self.predicted(rebuilding)?,
-        };
-        let plan = plan.as_ref().or(here);
+    fn targets(&self, plan: Option<&Plan>) -> Result<Targets> {
         let postgres = plan.and_then(|plan| plan.postgres.as_ref());
         let redis = plan.and_then(|plan| plan.redis.as_ref());
         Ok(Targets {
@@ -66,8 +61,11 @@ impl Rebuild<'_, '_> {
 
     /// Makes the plan of the instance with the configuration of the snapshot, in a directory of its
     /// own. Returns `None` if it cannot be made there, for example without the container.
-    fn predicted(&self, rebuilding: &Rebuilding) -> Result<Option<Plan>> {
+    pub fn predicted(&self, rebuilding: &Rebuilding) -> Result<Option<Plan>> {
         let job = self.job;
+        if self.record.is_done(Stage::Configure) {
+            return Ok(None);
+        }
         let is_wanted = |name: &str| {
             name != SSH && (rebuilding.first.contains(&name) || rebuilding.remade.contains(&name))
         };
@@ -81,6 +79,7 @@ impl Rebuild<'_, '_> {
         files::restore_below(job, &[&configuration], dir)?;
         let root = dir.join(job.settings.root.strip_prefix("/").unwrap_or(&job.settings.root));
         std::fs::create_dir_all(&root).map_err(failed)?;
+        places::show_parts(job, &configuration, dir).map_err(failed)?;
         if job.manifest.product.image.is_some() {
             show_reported(&job.settings.root, &root).map_err(failed)?;
         }
@@ -97,19 +96,19 @@ impl Rebuild<'_, '_> {
             crate::settings::Settings { root: root.clone(), compose, ..job.settings.clone() };
         let progress = job.store.observer().progress();
         let site = Site { instance: job.instance, settings: &settings, progress, is_offline: true };
-        let mut plan = match overrides::plan(&site) {
+        let mut plan = match overrides::unresolved(&site) {
             Ok((plan, _)) => plan,
             Err(error) if error.is_interrupted() => return Err(error),
             Err(_) => return Ok(None),
         };
-        let back = |path: &Path| match path.strip_prefix(&root) {
-            Ok(inner) => job.settings.root.join(inner).components().collect(),
-            Err(_) => path.to_owned(),
-        };
+        let back = |path: &Path| place_of_copy(&job.settings.root, &root, path);
         let back_text = |text: &String| match Path::new(text).is_absolute() {
             true => back(Path::new(text)).display().to_string(),
             false => text.clone(),
         };
+        let parts = plan.parts.iter_mut().flat_map(|part| &mut part.paths);
+        let volumes = plan.volumes.iter_mut().map(|volume| &mut volume.path);
+        parts.chain(volumes).for_each(|path| *path = back(path));
         if let Some(server) = &mut plan.postgres {
             server.host = server.host.as_ref().map(back_text);
             server.passfile = server.passfile.as_deref().map(back);
@@ -126,12 +125,13 @@ impl Rebuild<'_, '_> {
     }
 
     /// Finds the servers, and fails if they are not those that the admin expects. `planned` is what
-    /// would be moved.
+    /// would be moved, and `predicted` the plan with the configuration of the snapshot.
     pub fn expect_servers(
         &mut self,
         rebuilding: &Rebuilding,
         first: &Files,
         planned: &[Aside],
+        predicted: Option<&Plan>,
     ) -> Result<()> {
         let job = self.job;
         let here = match self.plan() {
@@ -139,7 +139,7 @@ impl Rebuild<'_, '_> {
             Err(error) if error.is_interrupted() => return Err(error),
             Err(_) => None,
         };
-        self.targets = self.targets(rebuilding, here.as_ref())?;
+        self.targets = self.targets(predicted.or(here.as_ref()))?;
         let control = here.as_ref().map(|plan| &plan.control);
         let is_stopping =
             matches!(control, Some(Control::Commands { stop, .. }) if !stop.is_empty());
@@ -493,6 +493,23 @@ fn show_reported(root: &Path, own: &Path) -> std::io::Result<()> {
     match inner.symlink_metadata() {
         Ok(_) => Ok(()),
         Err(_) => std::os::unix::fs::symlink(own, inner),
+    }
+}
+
+/// Returns the path on this machine, below `root`, of a path in the copy `own` of the root.
+fn place_of_copy(root: &Path, own: &Path, path: &Path) -> PathBuf {
+    let mut place = path.to_owned();
+    let mut is_in_copy = false;
+    // A link of the copy may lead to a path of this machine, or of the copy, below the copy.
+    while let Ok(inner) = place.strip_prefix(own) {
+        is_in_copy = true;
+        place = Path::new("/").join(inner);
+    }
+    match place.strip_prefix("/") {
+        Ok(inner) if is_in_copy && !place.starts_with(root) => {
+            root.join(inner).components().collect()
+        }
+        _ => place.components().collect(),
     }
 }
 
