@@ -146,6 +146,70 @@ fn a_project_whose_import_failed_needs_no_repository() {
 }
 
 #[test]
+fn a_project_that_is_being_imported_is_named_and_not_missing() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let sql = |sql: &str| gitlab.postgres.sql(database::MAIN, sql);
+    // One with designs whose rows come before their repository, one without any repository, and one
+    // that another instance sends.
+    let designs = repository(&gitlab, 2).with_extension("design.git");
+    remove(&designs);
+    let half = repository(&gitlab, 7);
+    remove(&half);
+    let transferred = repository(&gitlab, 3);
+    remove(transferred.join("HEAD"));
+    let looked = backup(&sandbox).run().json();
+    assert_ne!(check(&looked, "repositories").0, "ok");
+    sql("create table project_mirror_data (project_id bigint, status varchar);
+         create table project_statistics (project_id bigint, commit_count bigint);
+         create table bulk_import_entities (project_id bigint, status smallint);
+         create table if not exists design_management_designs (project_id bigint);
+         insert into design_management_designs (project_id) values (2);
+         insert into project_mirror_data (project_id, status) values (2, 'started'), (7, 'scheduled');
+         insert into bulk_import_entities (project_id, status) values (3, 1)");
+    let export = "var/opt/gitlab/gitlab-rails/shared/tmp/project_exports/half";
+    std::fs::create_dir_all(gitlab.path(export)).expect("directories");
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "repositories");
+    assert_eq!(verdict, "ok", "{text}");
+    let names = ["project2", "project3", "project7"].map(|name| text.find(name).expect(name));
+    assert!(text.contains("first import has not finished: ") && names.is_sorted(), "{text}");
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ok();
+    assert!(looked.all_output().contains("first import has not finished"), "{looked:?}");
+    let projects = sandbox.run(["projects", "latest"]).ok().stdout;
+    assert_eq!(projects.matches("(being imported)").count(), 3, "{projects}");
+    sandbox.run(["ls", &format!("latest:{}", gitlab.path(export).display())]).ends_with(1);
+
+    // A mirror has commits, and is updated with the same states.
+    let again = repository(&gitlab, 6);
+    remove_references(&again);
+    sql("insert into project_mirror_data (project_id, status) values (6, 'started');
+         insert into project_statistics (project_id, commit_count) values (6, 3), (7, 3)");
+    let all = backup(&sandbox).run().ends_with(3).json();
+    let (verdict, text) = check(&all, "references");
+    assert!(verdict == "failed" && text.contains("project6"), "{text}");
+    let (verdict, text) = check(&all, "repositories");
+    assert!(verdict == "warning" && text.contains("1 of 8 projects are missing"), "{text}");
+
+    // A second try of an import removes the repository of the first one.
+    sql("delete from project_statistics");
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "references");
+    assert!(
+        verdict == "ok" && text.contains("not finished: ") && text.contains("project6"),
+        "{text}"
+    );
+
+    // Old versions have the state in the row of the project.
+    sql("drop table project_mirror_data;
+         alter table projects add import_status varchar;
+         update projects set import_status = 'started' where id in (2, 6, 7)");
+    backup(&sandbox).run().ok();
+}
+
+#[test]
 fn an_inspection_without_its_store_warns() {
     need_root();
     let gitlab = Builder::new().build();

@@ -125,6 +125,9 @@ pub struct Project {
     /// True if the project is marked for deletion or being deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_pending_deletion: bool,
+    /// True if its first import is not finished, so that its repositories may be incomplete.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_importing: bool,
     /// Storage and path in `project_repositories`, if GitLab does not look there.
     #[serde(skip)]
     pub tracked: Option<(String, String)>,

@@ -69,6 +69,9 @@ impl Projects {
                 let pool = places.below(project, pool).unwrap_or_else(|| pool.clone());
                 notes += &format!("  borrows from {}", quoted_shown(&pool));
             }
+            if project.is_importing {
+                notes += "  (being imported)";
+            }
             if !project.is_copied {
                 notes += "  NOT IN THE SNAPSHOT";
             }

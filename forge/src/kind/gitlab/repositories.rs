@@ -144,7 +144,8 @@ fn check_repositories(
     known: &mut Known,
 ) -> Result<Check> {
     let (mut gaps, count) = (Gaps::new(plan, view), projects.len());
-    let (mut found, mut dirs, mut pending, mut failed) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut found, mut dirs) = (Vec::new(), Vec::new());
+    let (mut pending, mut failed, mut importing) = (0, 0, Vec::new());
     let tracked = tracked_elsewhere(plan, storages, projects, view)?;
     let drifted = drifted(projects);
     for project in projects {
@@ -177,14 +178,18 @@ fn check_repositories(
             failed += 1;
             continue;
         }
-        let names = [String::new(), " (wiki)".into(), " (designs)".into()];
+        let is_fault = |at: usize| match states[at] {
+            State::Whole => false,
+            State::Absent => at == 0 || (at == 2 && project.has_designs),
+            State::Damaged(_) => true,
+        };
+        if project.is_importing && (0..3).any(is_fault) {
+            importing.push(project.name().into_owned());
+            continue;
+        }
+        let names = ["", " (wiki)", " (designs)"];
         for (at, (&state, what)) in states.iter().zip(names).enumerate() {
-            let is_fault = match state {
-                State::Whole => false,
-                State::Absent => at == 0 || (at == 2 && project.has_designs),
-                State::Damaged(_) => true,
-            };
-            if is_fault {
+            if is_fault(at) {
                 let place = view.place(&dirs[at]);
                 let mut name = format!("{}{what}", project.name());
                 if let Some(other) = tracked.get(&project.id).filter(|_| at == 0) {
@@ -198,6 +203,9 @@ fn check_repositories(
     let mut check = with_pending(gaps.check("repositories", "projects", count), pending);
     if failed > 0 {
         check.text += &format!("; {failed} without a repository have a failed import");
+    }
+    if let Some(names) = some_of(&importing) {
+        check.text += &format!("; {IMPORTING}: {names}");
     }
     check.text += &drifted;
     Ok(check)
@@ -226,16 +234,29 @@ fn tracked_elsewhere(
 
 /// Names projects whose row of `project_repositories` disagrees with their own.
 fn drifted(projects: &[Project]) -> String {
-    let mut all = projects.iter().filter(|project| project.tracked.is_some());
-    let Some(first) = all.next() else { return String::new() };
-    let more = match all.count() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!(
-        "; `project_repositories` names another place than the row of {}{more}, which GitLab uses",
-        first.name()
-    )
+    let all = projects.iter().filter(|project| project.tracked.is_some());
+    let all: Vec<String> = all.map(|project| project.name().into_owned()).collect();
+    some_of(&all).map_or_else(String::new, |names| {
+        format!(
+            "; `project_repositories` names another place than the row of {names}, which GitLab uses"
+        )
+    })
+}
+
+/// Introduces projects that may be incomplete.
+const IMPORTING: &str = "incomplete because their first import has not finished";
+
+/// Maximum number of things that a text names.
+const NAMED_MAX: usize = 3;
+
+/// Names some of these things and counts the others. `None` without any.
+fn some_of(names: &[String]) -> Option<String> {
+    let named = names.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => None,
+        all if all > NAMED_MAX => Some(format!("{named} and {} more", all - NAMED_MAX)),
+        _ => Some(named),
+    }
 }
 
 /// Adds the number of absent repositories whose owner is marked for deletion.
@@ -292,6 +313,7 @@ struct Owned<'a> {
     /// Place in the earlier copy.
     earlier_dir: PathBuf,
     is_pending_deletion: bool,
+    is_importing: bool,
     /// True if its project has had the same pool all the time.
     is_member: bool,
     /// Group of repositories that the check of the copy counts together.
@@ -386,6 +408,7 @@ fn paired<'a>(
                 dir: dir.join(path),
                 earlier_dir: earlier_dir.join(path_then),
                 is_pending_deletion: project.is_pending_deletion,
+                is_importing: project.is_importing,
                 is_member: what.is_empty() && project.pool.is_some() && project.pool == then.pool,
                 group: Group::Projects,
             });
@@ -409,6 +432,7 @@ fn paired<'a>(
             dir: dir.join(&repository.repository),
             earlier_dir: dir_then(&then.storage, dir).join(&then.repository),
             is_pending_deletion: repository.is_pending_deletion,
+            is_importing: false,
             is_member: false,
             group: Group::Others,
         });
@@ -439,6 +463,7 @@ fn paired_pools<'a>(
             dir: path,
             earlier_dir,
             is_pending_deletion: false,
+            is_importing: false,
             is_member: false,
             group: Group::Pools,
         });
@@ -481,7 +506,7 @@ fn gone(view: &View<'_>, view_then: &View<'_>, one: &Owned<'_>) -> Result<Option
 }
 
 /// Compares repositories with those of an earlier copy. A repository that had references then must
-/// be whole and have some now, unless its project is being deleted.
+/// be whole and have some now, unless its project is being deleted, or imported again.
 fn compare(
     plan: &Plan,
     catalogue: &Catalogue,
@@ -523,7 +548,10 @@ fn compare(
     }
     let (pending, lost): (Vec<_>, Vec<_>) =
         lost.into_iter().partition(|lost| lost.one.is_pending_deletion);
-    if pending.is_empty() && lost.is_empty() {
+    // A second try of an import removes the repository of the first one.
+    let (importing, lost): (Vec<_>, Vec<_>) =
+        lost.into_iter().partition(|lost| lost.one.is_importing);
+    if pending.is_empty() && importing.is_empty() && lost.is_empty() {
         return Ok(None);
     }
     let is_excused = lost.iter().all(|lost| plan.excused.has(&part(lost.one.storage)));
@@ -531,11 +559,15 @@ fn compare(
     let is_excused = is_excused || !lost.iter().any(is_grave);
     let mut text = format!(
         "{} repositories had references in snapshot {} that are lost or unreadable now",
-        lost.len() + pending.len(),
+        lost.len() + pending.len() + importing.len(),
         earlier.id.short()
     );
     if !pending.is_empty() {
         text += &format!("; projects of {} of them are being deleted", pending.len());
+    }
+    let importing: Vec<String> = importing.into_iter().map(|lost| lost.one.name).collect();
+    if let Some(names) = some_of(&importing) {
+        text += &format!("; {IMPORTING}: {names}");
     }
     let verdict = match lost.is_empty() {
         true => Verdict::Ok,
@@ -718,6 +750,7 @@ mod tests {
             forked_from: None,
             is_copied: false,
             is_pending_deletion: false,
+            is_importing: false,
             has_designs: false,
             tracked: None,
             has_failed_import: false,

@@ -4,6 +4,7 @@
 //! still fails skips one check.
 
 pub mod encrypted;
+mod imports;
 mod package_formats;
 pub mod sections;
 mod uploads;
@@ -91,6 +92,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
         forked_from: Option<String>,
         is_pending_deletion: Option<bool>,
         has_designs: Option<bool>,
+        is_importing: Option<bool>,
         has_failed_import: Option<bool>,
     }
     let columns = database.columns("projects")?;
@@ -111,8 +113,6 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     let has_forks =
         has_routes && has("fork_network_members", &["project_id", "forked_from_project_id"])?;
     let has_designs = has("design_management_designs", &["project_id"])?;
-    let has_imports = has("project_mirror_data", &["project_id", "status"])?
-        && has("project_statistics", &["project_id", "commit_count"])?;
     let has_namespaces =
         columns.has("namespace_id") && columns.has("path") && has("namespaces", &["id", "path"])?;
 
@@ -163,15 +163,10 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     } else {
         "false as has_designs"
     });
-    // A mirror whose update fails has commits.
-    select.push(if has_imports {
-        "(exists (select from project_mirror_data i where i.project_id = p.id \
-           and i.status::text in ('failed', 'canceled')) \
-         and not exists (select from project_statistics c where c.project_id = p.id \
-           and c.commit_count > 0)) as has_failed_import"
-    } else {
-        "false as has_failed_import"
-    });
+    let imports = imports::conditions(database, &columns)?;
+    let running = format!("{} as is_importing", imports.is_running);
+    let failed = format!("{} as has_failed_import", imports.has_failed);
+    select.extend([running.as_str(), failed.as_str()]);
     let query = format!("{marked} select {} {from} order by p.id", select.join(", "));
     let project = |row: Row| {
         let id = row.id.try_into().ok()?;
@@ -205,6 +200,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
             is_copied: false,
             is_pending_deletion: row.is_pending_deletion == Some(true),
             has_designs: row.has_designs == Some(true),
+            is_importing: row.is_importing == Some(true),
             has_failed_import: row.has_failed_import == Some(true),
             path,
         })
