@@ -3,10 +3,13 @@
 
 use super::compose::{Compose, Place, Service, Source};
 use super::places::{ConfiguredDir, Dirs, Gap, place};
+use crate::file;
 use crate::kind::Site;
+use crate::kind::gitlab::generated::{REGISTRY_REMOTE, authority, host_of_url, images_elsewhere};
 use crate::kind::gitlab::{ARCHIVES, leave_archives};
 use crate::plan::{Phase, Plan};
 use crate::view::{Mount, shown};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use store::entry::Displayed;
 
@@ -93,7 +96,8 @@ pub const OF_CONTAINER: &[&str] =
 /// Adds the data of the instance to the plan.
 pub fn fill(site: &Site<'_>, compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     let dirs = Dirs::of(gitlab);
-    let mut data = Data { site, gitlab, plan, dirs, owners: Vec::new() };
+    let elsewhere = registry_elsewhere(compose, gitlab);
+    let mut data = Data { site, gitlab, plan, dirs, elsewhere, owners: Vec::new() };
     data.repositories();
     for row in ROWS {
         data.directory(row);
@@ -104,7 +108,7 @@ pub fn fill(site: &Site<'_>, compose: &Compose, gitlab: &Service, plan: &mut Pla
     for mount in &gitlab.mounts {
         data.mounted(&mount.target, &mount.source);
     }
-    registry(compose, plan);
+    registry(compose, gitlab, plan);
 }
 
 /// Owner of a directory in the container.
@@ -122,6 +126,8 @@ struct Data<'a> {
     gitlab: &'a Service,
     plan: &'a mut Plan,
     dirs: Dirs,
+    /// Address of the container registry, if no container of the project is it.
+    elsewhere: Option<String>,
     owners: Vec<Owner>,
 }
 
@@ -181,11 +187,18 @@ impl Data<'_> {
 
     fn directory(&mut self, row: &Row) {
         let ConfiguredDir { dir, variable } = self.dirs.path(self.gitlab, row.variable, row.path);
-        let is_remote = self.gitlab.is_true(row.remote);
+        let elsewhere = self.elsewhere.as_ref();
+        let elsewhere =
+            elsewhere.filter(|_| row.name == "registry" && self.named(row.name).is_none());
+        let is_remote = self.gitlab.is_true(row.remote) || elsewhere.is_some();
         let found = self.place(row.name, &dir);
         if is_remote {
-            let mut note =
-                format!("{}: in an object store; not copied, back it up separately", row.name);
+            let mut note = match elsewhere {
+                Some(address) => images_elsewhere(address),
+                None => {
+                    format!("{}: in an object store; not copied, back it up separately", row.name)
+                }
+            };
             if let Some(path) = found.as_ref().ok().filter(|path| path.exists()) {
                 note += &format!("; files still in {} are copied", shown(path));
             }
@@ -356,30 +369,83 @@ pub fn leave_hidden(gitlab: &Service, data: &Path, plan: &mut Plan) {
     }
 }
 
+/// Returns the value of a variable about the registry. Old versions have other names.
+fn of_registry<'a>(gitlab: &'a Service, name: &str) -> Option<&'a str> {
+    let find = |prefix: &str| gitlab.variable(&format!("{prefix}REGISTRY_{name}"));
+    find("GITLAB_").or_else(|| find(""))
+}
+
+fn uses_registry(gitlab: &Service) -> bool {
+    ["GITLAB_REGISTRY_ENABLED", "REGISTRY_ENABLED"].iter().any(|name| gitlab.is_true(name))
+}
+
+/// Returns the services that are container registries: the one that GitLab names, and any of the
+/// usual image.
+fn registries<'a>(compose: &'a Compose, gitlab: &'a Service) -> impl Iterator<Item = &'a Service> {
+    let host = host_of_url(of_registry(gitlab, "API_URL").unwrap_or_default());
+    compose.services.iter().filter_map(move |(name, service)| {
+        let service = service.as_ref().ok()?;
+        let is_named = *name == host || service.container.as_deref() == Some(host);
+        let is_usual = service.repository().rsplit('/').next() == Some("registry");
+        (is_named || is_usual).then_some(service)
+    })
+}
+
+/// Returns the address of GitLab's registry, if no container of the project is it.
+fn registry_elsewhere(compose: &Compose, gitlab: &Service) -> Option<String> {
+    if !uses_registry(gitlab) || registries(compose, gitlab).next().is_some() {
+        return None;
+    }
+    let address = of_registry(gitlab, "API_URL").or_else(|| of_registry(gitlab, "HOST"));
+    Some(address.map_or("a server that the compose file does not name", authority).to_owned())
+}
+
+/// Returns the settings of a registry from its file, if that is on this machine.
+fn registry_settings(service: &Service) -> Value {
+    let named = service.command.iter().map(String::as_str).find(|word| word.ends_with(".yml"));
+    let usual = ["/etc/docker/registry/config.yml", "/etc/distribution/config.yml"];
+    let places = named.into_iter().chain(usual).map(|path| service.place(Path::new(path)));
+    let read = |place| match place {
+        Some(Place::Here(path)) => file::yaml(&path).ok().flatten(),
+        _ => None,
+    };
+    places.filter_map(read).next().unwrap_or_default()
+}
+
+/// Returns true if a registry stores its images in an object store.
+fn is_remote_registry(service: &Service, settings: &Value) -> bool {
+    let driver = service.variable("REGISTRY_STORAGE").unwrap_or_default();
+    let set = service.environment.keys().filter_map(|name| name.strip_prefix("REGISTRY_STORAGE_"));
+    let set: Vec<&str> = set.collect();
+    REGISTRY_REMOTE.iter().any(|name| {
+        let prefix = format!("{}_", name.to_uppercase());
+        *name == driver
+            || settings["storage"].get(name).is_some()
+            || set.iter().any(|own| own.starts_with(&prefix))
+    })
+}
+
 /// Adds container images from the volumes of the registry's own container.
-fn registry(compose: &Compose, plan: &mut Plan) {
-    for service in compose.services.values().flatten() {
-        if service.repository().rsplit('/').next() != Some("registry") {
-            continue;
-        }
-        if service.environment.keys().any(|name| {
-            let driver = name.strip_prefix("REGISTRY_STORAGE_").unwrap_or_default();
-            ["S3_", "GCS_", "AZURE_", "SWIFT_", "OSS_"].iter().any(|kind| driver.starts_with(kind))
-        }) {
+fn registry(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
+    for service in registries(compose, gitlab) {
+        let settings = registry_settings(service);
+        if is_remote_registry(service, &settings) {
             plan.notes
                 .push("registry: in an object store; not copied, back it up separately".into());
             continue;
         }
         let root = service.variable("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY");
+        let root = root.or(settings["storage"]["filesystem"]["rootdirectory"].as_str());
         let root = Path::new(root.unwrap_or("/var/lib/registry"));
-        let mut found = Vec::new();
+        let (mut found, mut is_lost) = (Vec::new(), false);
         match service.place(root) {
             Some(Place::Here(path)) => found.push(path),
             Some(Place::Nowhere(reason)) => {
                 let text = format!("{} of the registry's container: {reason}", root.displayed());
                 plan.lacks("registry", Gap::elsewhere(text).needed("registry"));
             }
-            Some(Place::Memory) | None => {}
+            Some(Place::Memory) => {}
+            None => is_lost = uses_registry(gitlab),
         }
         for mount in service.mounts.iter().filter(|mount| mount.target != root) {
             if let (true, Source::Path(path)) = (mount.target.starts_with(root), &mount.source) {
@@ -387,6 +453,16 @@ fn registry(compose: &Compose, plan: &mut Plan) {
             }
         }
         if found.is_empty() {
+            if is_lost {
+                plan.lacks(
+                    "registry",
+                    format!(
+                        "{} of the registry's container is not in a volume; add a volume, or it is \
+                         lost with the container",
+                        root.displayed()
+                    ),
+                );
+            }
             continue;
         }
         let at = plan.parts.iter().position(|part| part.name == "registry");

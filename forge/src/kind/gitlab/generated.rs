@@ -93,6 +93,8 @@ pub struct Data {
     pub is_expected: bool,
     /// True if all of it, or newer data in it, is in an object store.
     pub is_remote: bool,
+    /// Address of another server that has all of it, or newer data, if there is one.
+    pub elsewhere: Option<String>,
     /// User who should own it.
     pub owner: &'static str,
 }
@@ -443,6 +445,12 @@ impl Places<'_> {
         }
         let (paths, gaps): (Vec<_>, Vec<_>) = paths.into_iter().partition(Result::is_ok);
         let enabled = section["enabled"].as_bool();
+        let elsewhere = if row.name == "registry" && enabled == Some(true) && !is_remote {
+            let has_images = paths.iter().flatten().any(|path| has_entries(path));
+            self.registry_elsewhere(section, has_images)
+        } else {
+            None
+        };
         let is_used = if MADE_LATE.contains(&row.name) {
             false
         } else if MAYBE_UNUSED.contains(&row.name) {
@@ -454,12 +462,37 @@ impl Places<'_> {
             name: row.name,
             about: row.about,
             // Files from before the object store remain in the directory and are copied.
-            is_expected: is_used && !is_remote,
+            is_expected: is_used && !is_remote && elsewhere.is_none(),
             is_remote,
+            elsewhere,
             paths: paths.into_iter().filter_map(Result::ok).collect(),
             gaps: gaps.into_iter().filter_map(Result::err).collect(),
             owner: if row.name == "registry" { "registry" } else { "git" },
         }
+    }
+
+    /// Returns the address of the registry if that is not the package's own one. Both have the same
+    /// public name.
+    fn registry_elsewhere(&self, section: &Value, has_images: bool) -> Option<String> {
+        let own = self.package.site.settings.parts.get("registry");
+        if own.is_some_and(|part| part.path.is_some() || !part.paths.is_empty()) {
+            return None;
+        }
+        let is_own = !self.registry.is_null() && !self.package.is_off("registry", "enable");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let public = text(&section["host"]);
+        let is_here = |host: &str| {
+            host.is_empty()
+                || host == text(&self.settings["gitlab"]["host"])
+                || is_own && host == public
+                || self.package.is_reached_as(host)
+        };
+        let url = text(&section["api_url"]);
+        if !is_here(host_of_url(&url)) {
+            return Some(authority(&url).to_owned());
+        }
+        // GitLab's settings may still have the address of its own one.
+        (!is_own && !has_images && !is_here(&public)).then_some(public)
     }
 
     /// Returns the directory of uploads. It is `uploads` in the configured directory. In the
@@ -502,7 +535,7 @@ fn signing_keys(gitaly: Option<&toml::Table>) -> Vec<PathBuf> {
 }
 
 /// Drivers of the registry that store images in an object store.
-const REGISTRY_REMOTE: [&str; 7] = ["s3", "s3_v2", "gcs", "azure", "azure_v2", "swift", "oss"];
+pub const REGISTRY_REMOTE: [&str; 7] = ["s3", "s3_v2", "gcs", "azure", "azure_v2", "swift", "oss"];
 
 /// Returns true if an address of Gitaly is another machine, or the proxy of a cluster.
 fn is_on_network(address: &str) -> bool {
@@ -519,6 +552,30 @@ fn host_of(address: &str) -> Option<&str> {
     let rest = address.split_once("://")?.1.rsplit('/').next()?;
     let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
     Some(host.trim_matches(['[', ']']))
+}
+
+/// Returns the host of a URL with its port, without a login.
+pub fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split(['/', '?']).next().unwrap_or_default();
+    rest.rsplit_once('@').map_or(rest, |(_, rest)| rest)
+}
+
+/// Returns the host of a URL.
+pub fn host_of_url(url: &str) -> &str {
+    let rest = authority(url);
+    match rest.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => rest.split(':').next().unwrap_or_default(),
+    }
+}
+
+/// Describes images that another server has. `address` names the server.
+pub fn images_elsewhere(address: &str) -> String {
+    format!(
+        "registry: {address} has the images; not copied, back them up there, or set \
+         parts.registry.path to their directory on this machine"
+    )
 }
 
 /// Returns true if the Gitaly of this machine has a storage and listens on the port of an address.

@@ -154,7 +154,7 @@ impl Package<'_> {
         let generated = generated::read(self);
         plan.skips_git_caches = true;
         let gitlab_rb = self.at("/etc/gitlab/gitlab.rb");
-        match self.secrets(&gitlab_rb) {
+        match self.secrets() {
             Ok(path) => drop(plan.needs("secrets", "keys that decrypt the database", path)),
             Err(why) => plan.lacks("secrets", why.to_string()),
         }
@@ -262,6 +262,16 @@ impl Package<'_> {
         Ok(())
     }
 
+    /// Returns true if the administrator's settings switch something off.
+    pub fn is_off(&self, section: &str, key: &str) -> bool {
+        let gitlab_rb = self.at("/etc/gitlab/gitlab.rb");
+        let text = file::text(&gitlab_rb).ok().flatten().unwrap_or_default();
+        let variables = self.container.as_ref().map(|container| &container.service.environment);
+        let of_container = variables.and_then(|all| all.get("GITLAB_OMNIBUS_CONFIG"));
+        let mut texts = [Some(&text), of_container].into_iter().flatten();
+        texts.any(|text| switches_off(text, section, key))
+    }
+
     /// Returns the directory with the SSH keys of users, or the file if its directory has others.
     fn ssh(&self, generated: &Generated) -> PathBuf {
         let usual = || self.at("/var/opt/gitlab/.ssh");
@@ -292,13 +302,9 @@ impl Package<'_> {
 
     /// Returns the file with the keys. The package can be kept from writing it, and a container may
     /// have it outside all volumes; the keys are also in a file that the package generates.
-    fn secrets(&self, gitlab_rb: &Path) -> Result<PathBuf, NotHere> {
+    fn secrets(&self) -> Result<PathBuf, NotHere> {
         let kept = self.place(Path::new("/etc/gitlab/gitlab-secrets.json"));
-        let text = file::text(gitlab_rb).ok().flatten().unwrap_or_default();
-        let variables = self.container.as_ref().map(|container| &container.service.environment);
-        let of_container = variables.and_then(|all| all.get("GITLAB_OMNIBUS_CONFIG"));
-        let is_off =
-            [Some(&text), of_container].into_iter().flatten().any(|text| keeps_no_keys(text));
+        let is_off = self.is_off("package", "generate_secrets_json_file");
         let generated = self.at(DATA).join("gitlab-rails/etc").join(keys::GENERATED);
         match kept {
             Ok(kept) if kept.exists() || !is_off => Ok(kept),
@@ -815,8 +821,8 @@ fn sshd_files(package: &Package<'_>) -> Vec<PathBuf> {
 /// Names the place of the registry's images, if it is known.
 fn images(generated: &Generated) -> Option<String> {
     let data = generated.data.iter().find(|data| data.name == REGISTRY)?;
-    // A note names the object store.
-    let path = data.paths.first().filter(|_| !data.is_remote)?;
+    // A note names the object store, or the other server.
+    let path = data.paths.first().filter(|_| !data.is_remote && data.elsewhere.is_none())?;
     Some(format!("; images are in {}", shown(path)))
 }
 
@@ -833,14 +839,12 @@ fn is_served(socket: &Path) -> bool {
     }
 }
 
-/// Returns true if settings of the package keep it from writing `gitlab-secrets.json`.
-fn keeps_no_keys(settings: &str) -> bool {
+/// Returns true if settings of the package have `false` for a key of a section.
+fn switches_off(settings: &str, section: &str, key: &str) -> bool {
+    let names = ["'", "\""].map(|quote| format!("{section}[{quote}{key}{quote}]"));
     let is_off = |statement: &str| {
         let words: String = statement.chars().filter(|c| !c.is_whitespace()).collect();
-        let value =
-            ["package['generate_secrets_json_file']", "package[\"generate_secrets_json_file\"]"]
-                .into_iter()
-                .find_map(|name| words.strip_prefix(name)?.strip_prefix('='));
+        let value = names.iter().find_map(|name| words.strip_prefix(name)?.strip_prefix('='));
         value.map(|value| value.split('#').next() == Some("false"))
     };
     // The last one counts. A variable may have several in a line.
@@ -854,6 +858,13 @@ fn directories(generated: &Generated, user: &str, plan: &mut Plan) {
             let text =
                 format!("{}: in an object store; not copied, back it up separately", data.name);
             plan.notes.push(text);
+        }
+        if let Some(address) = &data.elsewhere {
+            let kept = data.paths.iter().find(|path| path.exists());
+            let kept = kept.map_or_else(String::new, |path| {
+                format!("; files still in {} are copied", shown(path))
+            });
+            plan.notes.push(generated::images_elsewhere(address) + &kept);
         }
         let Some(first) = data.paths.first().cloned() else {
             let gap = data.gaps.iter().map(NotHere::to_string).collect::<Vec<_>>().join(", ");

@@ -257,6 +257,63 @@ fn pages_and_registry_paths_are_read_from_their_settings() {
 }
 
 #[test]
+fn a_registry_on_another_machine_is_named_and_not_missing() {
+    let yml = |registry: &str| {
+        format!(
+            "production:\n  gitlab:\n    host: git.example.com\n  registry:\n    enabled: true\n\
+             {registry}"
+        )
+    };
+    let own = "/var/opt/gitlab/registry/config.yml";
+    let rb = "/etc/gitlab/gitlab.rb";
+    for (registry, address) in [
+        ("    api_url: https://user:word@images.example.org:5000/\n", "images.example.org:5000"),
+        // The registry has a public name, and the package does not run one.
+        ("    host: images.example.org\n", "images.example.org"),
+        (
+            "    host: images.example.org\n    api_url: http://127.0.0.1:5000\n",
+            "images.example.org",
+        ),
+    ] {
+        let machine = Machine::with(&yml(registry));
+        let plan = machine.plan();
+        let note = format!("registry: {address} has the images; not copied");
+        assert!(has_note(&plan, &note), "{registry}: {:?}", plan.notes);
+        assert!(!find(&plan, "registry").is_required, "{registry}");
+        assert!(!has_note(&plan, "files still in"), "{:?}", plan.notes);
+        // The settings say where they are.
+        machine.dir("/mnt/images");
+        let images = machine.at("/mnt/images");
+        let plan = machine.plan_with(&format!("parts.registry.path = {images:?}\n"));
+        assert!(!has_note(&plan, "has the images"), "{:?}", plan.notes);
+    }
+    // Images of its own registry stay.
+    let api = "    api_url: https://images.example.org:5000\n";
+    let machine = Machine::with(&yml(api));
+    machine.write("/var/opt/gitlab/gitlab-rails/shared/registry/docker/image", "");
+    assert!(has_note(&machine.plan(), "files still in"), "{:?}", machine.plan().notes);
+    // Behind a proxy, the package's own registry has the public name of itself or of GitLab.
+    for registry in [
+        "    host: images.example.org\n    api_url: https://images.example.org\n",
+        "    host: images.example.org\n    api_url: http://127.0.0.1:5000\n",
+        "    host: git.example.com\n    api_url: https://user:pass@git.example.com:5050/\n",
+    ] {
+        let machine = Machine::with(&yml(registry));
+        machine.write(own, "storage:\n  filesystem:\n    rootdirectory: /mnt/images\n");
+        let plan = machine.plan();
+        assert!(!has_note(&plan, "has the images"), "{registry}: {:?}", plan.notes);
+        assert!(find(&plan, "registry").is_required, "{registry}");
+    }
+    // An old file of its own registry, which is off.
+    let machine = Machine::with(&yml("    host: images.example.org\n"));
+    machine.write(own, "storage:\n  filesystem:\n    rootdirectory: /mnt/images\n");
+    assert!(find(&machine.plan(), "registry").is_required);
+    machine.write(rb, "external_url 'https://git.example.com'\nregistry['enable'] = false\n");
+    assert!(!find(&machine.plan(), "registry").is_required);
+    assert!(has_note(&machine.plan(), "images.example.org has the images"));
+}
+
+#[test]
 fn enabled_features_make_their_parts_required() {
     let requires_part = |section: &str, text: &str| {
         let yml = format!("production:\n  {section}:\n    {text}\n");

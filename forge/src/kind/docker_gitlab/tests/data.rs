@@ -236,3 +236,64 @@ fn a_remote_volume_can_be_replaced_by_a_configured_path() {
     let part = plan.parts.iter().find(|part| part.name == "repositories").expect("a part");
     assert_eq!(part.phase, crate::plan::Phase::Repositories);
 }
+
+#[test]
+fn images_of_every_registry_are_copied_or_named() {
+    let data = "/srv/data:/home/git/data";
+    // Another machine.
+    let variables = ["GITLAB_REGISTRY_ENABLED=true", "GITLAB_REGISTRY_API_URL=http://images:5000/"];
+    let machine = project(&variables, &[data]);
+    let plan = machine.plan("/srv/git");
+    assert!(
+        is_noted(&plan, "registry: images:5000 has the images; not copied"),
+        "{:?}",
+        plan.notes
+    );
+    machine.make("/srv/data/shared/registry");
+    let plan = machine.plan("/srv/git");
+    assert!(is_noted(&plan, "files still in"), "{:?}", plan.notes);
+    // Its directory is not one of GitLab's container either.
+    let dir = "GITLAB_REGISTRY_DIR=/nowhere";
+    let old = ["REGISTRY_ENABLED=true", "REGISTRY_HOST=images.example.org", dir];
+    let plan = project(&old, &[data]).plan("/srv/git");
+    assert!(is_noted(&plan, "registry: images.example.org has the images"), "{:?}", plan.notes);
+    assert!(!gaps(&plan).contains(&"registry"), "{:?}", plan.lacking);
+    let off = project(&["REGISTRY_HOST=images.example.org"], &[data]).plan("/srv/git");
+    assert!(!is_noted(&off, "has the images"), "{:?}", off.notes);
+
+    // A container of the project, whatever its image is called.
+    let with = |more: &str| {
+        let machine = project(&variables, &[data]);
+        let file = machine.path("/srv/git/compose.yml");
+        let text = std::fs::read_to_string(&file).expect("reads");
+        machine.write(
+            "/srv/git/compose.yml",
+            &format!("{text}  images:\n    image: distribution:3\n{more}"),
+        );
+        machine
+    };
+    let machine = with("    volumes: ['/mnt/images:/var/lib/registry']\n");
+    machine.make("/mnt/images");
+    let plan = machine.plan("/srv/git");
+    assert!(machine.paths(&plan, "registry").contains(&"/mnt/images".to_owned()), "{plan:?}");
+    assert!(!is_noted(&plan, "has the images"), "{:?}", plan.notes);
+    // Its own file may have moved them.
+    let config = "    volumes: ['/srv/registry.yml:/etc/docker/registry/config.yml', '/mnt/images:/images']\n";
+    let machine = with(config);
+    machine.make("/mnt/images");
+    machine.write("/srv/registry.yml", "storage:\n  filesystem:\n    rootdirectory: /images\n");
+    let plan = machine.plan("/srv/git");
+    assert!(machine.paths(&plan, "registry").contains(&"/mnt/images".to_owned()), "{plan:?}");
+    machine.write("/srv/registry.yml", "storage:\n  s3:\n    bucket: b\n");
+    let plan = machine.plan("/srv/git");
+    assert!(is_noted(&plan, "registry: in an object store"), "{:?}", plan.notes);
+    let plan = with("    environment: [REGISTRY_STORAGE=s3]\n").plan("/srv/git");
+    assert!(is_noted(&plan, "registry: in an object store"), "{:?}", plan.notes);
+    // Without a volume, they are lost with the container.
+    let plan = with("").plan("/srv/git");
+    assert!(
+        looked_for(&plan, "registry").contains("lost with the container"),
+        "{:?}",
+        plan.lacking
+    );
+}
