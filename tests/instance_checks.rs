@@ -958,6 +958,66 @@ fn an_unmounted_directory_inside_a_part_is_a_failure() {
 }
 
 #[test]
+fn an_unmounted_disk_is_a_failure_although_older_files_are_below() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let data = "var/opt/gitlab";
+    let dirs = [
+        // A storage, a disk within another one, a part, and a disk above several parts.
+        ("repositories-storage2", "mnt/storage2/repositories".to_owned()),
+        ("repositories", format!("{data}/git-data/repositories/@hashed")),
+        ("uploads", format!("{data}/gitlab-rails/uploads")),
+        ("registry, encrypted-settings", format!("{data}/gitlab-rails/shared")),
+    ];
+    let mut mount = "set -e\n".to_owned();
+    for (_, dir) in &dirs {
+        let dir = gitlab.path(dir).display().to_string();
+        mount += &format!(
+            "mkdir '{dir}.disk' && mount -t tmpfs none '{dir}.disk' && cp -a '{dir}/.' '{dir}.disk'
+             chown --reference='{dir}' '{dir}.disk' && chmod --reference='{dir}' '{dir}.disk'
+             mount --move '{dir}.disk' '{dir}' && rmdir '{dir}.disk'\n"
+        );
+    }
+    let config = sandbox.text("forgekeep.toml");
+    let run = |script: &str, command: &str| {
+        let script = format!("{script}\nexec $FK {command} --instance forge --json");
+        sandbox.in_mount_namespace(&script).env("FORGEKEEP_CONFIG", &config).run()
+    };
+    // A service has mounts of its own that show the same data.
+    let builds = gitlab.path("var/opt/gitlab/gitlab-ci/builds").display().to_string();
+    let bind = format!("mount --bind '{builds}' '{builds}'");
+    run(&format!("{mount}{bind}"), "backup --init").ok();
+    run(&mount, "backup").ok();
+    // The disks have what was below, so only their absence tells.
+    let text = |all: &[Value]| {
+        let (verdict, text) = check(all, "directories");
+        assert!(verdict == "failed" && !text.contains("builds"), "{text}");
+        text
+    };
+    for all in
+        [run("true", "inspect").ends_with(3).json(), run("true", "backup").ends_with(3).json()]
+    {
+        let text = text(&all);
+        for (part, dir) in &dirs {
+            let dir = gitlab.path(dir).display().to_string();
+            let named = format!("{part}: {dir}, which was a mount point and has other files now");
+            assert!(text.contains(&named), "{named}: {text}");
+        }
+    }
+    let all = run("true", "backup").ends_with(3).json();
+    let emptied = summary(&all)["emptied"].as_array().expect("a list").clone();
+    for (_, dir) in &dirs[..3] {
+        let dir = gitlab.path(dir).display().to_string();
+        let is_it = |of: &&Value| of["path"] == dir && of["cause"] == "unmounted";
+        assert!(emptied.iter().any(|of| is_it(&of)), "{dir}: {emptied:?}");
+    }
+    run("true", "backup --allow-loss").ok();
+    run("true", "backup").ok();
+}
+
+#[test]
 fn a_directory_that_lost_much_of_its_part_is_a_failure() {
     need_root();
     let gitlab = Builder::new().build();

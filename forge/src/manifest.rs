@@ -56,7 +56,7 @@ pub struct Manifest {
     /// Paths that a service sees inside a part, with their real places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
-    /// Directories of the parts at which file systems were mounted.
+    /// Directories of the parts, and above them, at which file systems were mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
     #[schemars(with = "Vec<String>")]
     pub mount_points: Vec<PathBuf>,

@@ -90,6 +90,14 @@ pub fn paths() -> Result<BTreeSet<PathBuf>> {
     Ok(all()?.into_iter().map(|mount| mount.path).collect())
 }
 
+/// Returns true if a mount point shows other data than the directory below. Services have mounts of
+/// their own that do not.
+pub fn shows_other_data(path: &Path, mounts: &[MountPoint]) -> bool {
+    let is_other = |mount: &&MountPoint| mount.path != path;
+    let below: Vec<MountPoint> = mounts.iter().filter(is_other).cloned().collect();
+    Place::of(path, mounts) != Place::of(path, &below)
+}
+
 /// Reads a line of the list: number, number of the parent, device, root, path and other fields.
 fn read(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ').skip(2);
@@ -168,6 +176,12 @@ mod tests {
         assert_eq!(of("/mnt/x"), Place { device: b"8:1".into(), path: "/srv/a b/x".into() });
         assert!(of("/mnt/x").is_within(&of("/mnt")) && !of("/mnt").is_within(&of("/mnt/x")));
         assert!(!of("/srv/x").is_within(&of("/")));
+        let more =
+            [&b"38 37 8:2 /x /srv/x rw - ext4 /dev/sdb1 rw"[..], b"39 37 8:2 / /srv rw - e /d rw"];
+        let stacked: Vec<MountPoint> = lines.into_iter().chain(more).filter_map(read).collect();
+        let shows = ["/", "/mnt", "/srv", "/srv/x", "/none"]
+            .map(|path| shows_other_data(Path::new(path), &stacked));
+        assert_eq!(shows, [true, true, true, false, false]);
         // The mount follows the directory, but not one beside it.
         let dir = tempfile::tempdir().expect("a directory");
         let dir = dir.path().canonicalize().expect("resolves");

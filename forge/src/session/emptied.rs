@@ -1,10 +1,11 @@
 //! Losses of parts: the limits for the guard of the store, and directories in parts that it does not
 //! know as sources.
 //!
-//! Finds directories of parts that had files in an earlier snapshot and have none on this machine.
+//! Finds directories of parts that had files in an earlier snapshot and have lost them.
 //!
-//! Their disk is probably not mounted. Services also empty small directories, so only mount points
-//! of that time and directories with much of their part count.
+//! Their disk is probably not mounted. Services also empty small directories, so of those without
+//! files only mount points of that time and directories with much of their part count. A mount point
+//! may have older files below.
 
 use crate::check::{Check, Verdict};
 use crate::earlier::Earlier;
@@ -12,7 +13,7 @@ use crate::error::Result;
 use crate::mounts;
 use crate::plan::{Part, Phase, Plan};
 use crate::view::{FileBelow, View, shown};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use store::backup::MaxLoss;
@@ -49,7 +50,7 @@ pub fn limits(plan: &Plan) -> BTreeMap<PathBuf, MaxLoss> {
     limits
 }
 
-/// Directories without files.
+/// Directories that lost their files.
 pub struct EmptiedDirs {
     /// The finding.
     pub check: Check,
@@ -57,11 +58,25 @@ pub struct EmptiedDirs {
     pub dirs: Vec<PathBuf>,
 }
 
-/// Returns the directories of the parts at which file systems are mounted now. Without a list of
-/// them, nothing is known.
+/// Returns the directories of the parts, and above them, at which file systems are mounted now.
+/// Without a list of them, nothing is known.
 pub fn mount_points(plan: &Plan) -> Vec<PathBuf> {
-    let all = mounts::paths().unwrap_or_default();
-    all.into_iter().filter(|path| part_of(plan, path).is_some()).collect()
+    let all = mounts::all().unwrap_or_default();
+    let is_around = |path: &Path| paths_within(plan, path).next().is_some();
+    let is_of_part = |path: &Path| part_of(plan, path).is_some() || is_around(path);
+    let of_parts = all.iter().map(|mount| &mount.path).filter(|path| is_of_part(path));
+    let found: BTreeSet<&PathBuf> = of_parts.filter(|path| *path != Path::new("/")).collect();
+    found.into_iter().filter(|path| mounts::shows_other_data(path, &all)).cloned().collect()
+}
+
+/// Returns the paths of parts below a directory.
+fn paths_within<'p>(
+    plan: &'p Plan,
+    dir: &'p Path,
+) -> impl Iterator<Item = (&'p Part, &'p PathBuf)> {
+    let parts = plan.parts.iter().filter(|part| part.phase != Phase::RedisFiles);
+    let all = parts.flat_map(|part| part.paths.iter().map(move |path| (part, path)));
+    all.filter(move |(_, path)| path.starts_with(dir))
 }
 
 /// Returns the part that a backup copies a path with.
@@ -87,11 +102,13 @@ pub fn check(
 ) -> Result<Option<EmptiedDirs>> {
     let Some(earlier) = earlier else { return Ok(None) };
     let mut search = Search { plan, then: earlier.view(), found: Vec::new() };
-    let mounted = mounts::paths()?;
-    for path in earlier.mount_points.iter().filter(|path| !mounted.contains(*path)) {
-        if let Some(part) = part_of(plan, path).filter(|part| part.is_there()) {
+    let mounted = mounts::all()?;
+    let is_gone = |path: &&PathBuf| !mounts::shows_other_data(path, &mounted);
+    for path in earlier.mount_points.iter().filter(is_gone) {
+        if let Some(part) = part_of(plan, path) {
             search.mount_point(part, path)?;
         }
+        search.above_parts(path)?;
     }
     for part in plan.parts.iter().filter(|part| part.phase != Phase::RedisFiles) {
         for path in part.paths.iter().filter(|path| path.is_dir()) {
@@ -107,29 +124,41 @@ pub fn check(
     if found.is_empty() {
         return Ok(None);
     }
-    let counts = |dir: &&Emptied| !allow_loss && !plan.excused.has(&dir.part);
-    let dirs: Vec<PathBuf> = found.iter().filter(counts).map(|dir| dir.path.clone()).collect();
-    let verdict = if dirs.is_empty() { Verdict::Warning } else { Verdict::Failed };
+    let is_excused = |part: &String| plan.excused.has(part);
+    let counts = |dir: &&Emptied| !allow_loss && !dir.parts.iter().all(is_excused);
+    let verdict = match found.iter().any(|dir| counts(&dir)) {
+        true => Verdict::Failed,
+        false => Verdict::Warning,
+    };
+    // The store itself notices sources whose file system is not mounted.
+    let is_of_part = |dir: &&Emptied| part_of(plan, &dir.path).is_some();
+    let dirs = found.iter().filter(counts).filter(is_of_part);
+    let dirs: Vec<PathBuf> = dirs.map(|dir| dir.path.clone()).collect();
     let text = format!(
-        "directories with files in snapshot {} have none on this machine; their disks are \
-         probably not mounted",
+        "directories have lost their files of snapshot {}; their disks are probably not mounted",
         earlier.id.short()
     );
     let hint = "mount the disks; if the instance has lost these files for good, run one backup with \
                 --allow-loss";
-    let cases =
-        found.into_iter().map(|dir| format!("{}: {}{}", dir.part, shown(&dir.path), dir.why));
+    let cases = found
+        .into_iter()
+        .map(|dir| format!("{}: {}{}", dir.parts.join(", "), shown(&dir.path), dir.why));
     let check = Check::new("directories", verdict, text).with_examples(cases);
     Ok(Some(EmptiedDirs { check: check.with_hint(hint).settled(), dirs }))
 }
 
-/// A directory without files.
+/// A directory that lost its files.
 struct Emptied {
-    part: String,
+    /// Part that it belongs to, or parts that it contains.
+    parts: Vec<String>,
     path: PathBuf,
     /// Explanation after the path.
     why: &'static str,
 }
+
+/// Explanations for mount points without and with files.
+const MOUNT_POINT: [&str; 2] =
+    [", which was a mount point", ", which was a mount point and has other files now"];
 
 struct Search<'a> {
     plan: &'a Plan,
@@ -138,9 +167,23 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// Looks at a mount point in a part whose file system is not mounted any more.
     fn mount_point(&mut self, part: &Part, path: &Path) -> Result<()> {
-        if !self.is_known(path) && !has_files(path) && self.had_files(path)? {
-            self.add(part, path, ", which was a mount point");
+        if part.is_there() && !self.is_known(path) && self.had_files(path)? {
+            self.add(vec![part.name.clone()], path, MOUNT_POINT[usize::from(has_files(path))]);
+        }
+        Ok(())
+    }
+
+    /// Looks at the parts below such a mount point.
+    fn above_parts(&mut self, top: &Path) -> Result<()> {
+        let mut parts = Vec::new();
+        for (part, path) in paths_within(self.plan, top).filter(|(_, path)| *path != top) {
+            let is_lost = part.is_there() && !self.is_known(path) && self.had_files(path)?;
+            parts.extend((is_lost && !parts.contains(&part.name)).then(|| part.name.clone()));
+        }
+        if !parts.is_empty() {
+            self.add(parts, top, MOUNT_POINT[usize::from(has_files(top))]);
         }
         Ok(())
     }
@@ -149,7 +192,7 @@ impl Search<'_> {
         if part_of(self.plan, path).is_some_and(|inner| inner.name == part.name) {
             let is_emptied = !self.is_known(path) && !has_files(path) && self.had_files(path)?;
             if is_emptied {
-                self.add(part, path, "");
+                self.add(vec![part.name.clone()], path, "");
             }
         }
         Ok(())
@@ -176,7 +219,7 @@ impl Search<'_> {
             if files >= FILES_MIN {
                 let (files_of_all, bytes_of_all) = self.totals(top)?;
                 if files >= files_of_all.div_ceil(2) || bytes >= bytes_of_all.div_ceil(2) {
-                    self.add(part, &inner, "");
+                    self.add(vec![part.name.clone()], &inner, "");
                 }
             }
         }
@@ -188,8 +231,8 @@ impl Search<'_> {
         self.found.iter().any(|known| path.starts_with(&known.path))
     }
 
-    fn add(&mut self, part: &Part, path: &Path, why: &'static str) {
-        self.found.push(Emptied { part: part.name.clone(), path: path.to_owned(), why });
+    fn add(&mut self, parts: Vec<String>, path: &Path, why: &'static str) {
+        self.found.push(Emptied { parts, path: path.to_owned(), why });
     }
 
     fn had_files(&self, dir: &Path) -> Result<bool> {

@@ -242,18 +242,28 @@ impl<'a> Reference<'a> {
         all.into_iter().filter_map(judge).collect()
     }
 
-    /// Describes directories below sources that have no files any more.
-    pub fn emptied_dirs(&self, dirs: &[PathBuf], chunks: &dyn Chunks) -> Vec<Emptied> {
+    /// Describes directories below sources whose files are lost. `root` is the new tree, which may have
+    /// other files there, for example those below a mount point.
+    pub fn emptied_dirs(
+        &self,
+        dirs: &[PathBuf],
+        root: &ChunkId,
+        chunks: &dyn Chunks,
+    ) -> Vec<Emptied> {
         let emptied = |dir: &PathBuf| {
             let path = tree_path(dir);
-            let mut counts = SourceCounts::new([&path]);
-            let tree = TreeReader::within(&self.snapshot.root.chunk(), &path, chunks);
-            tree.flatten().for_each(|entry| counts.push(&entry));
+            let amount = |root: &ChunkId| {
+                let mut counts = SourceCounts::new([&path]);
+                let tree = TreeReader::within(root, &path, chunks);
+                tree.flatten().for_each(|entry| counts.push(&entry));
+                counts.finish().remove(&path).unwrap_or_default()
+            };
+            let now = amount(root);
             Emptied {
                 path: dir.as_os_str().as_bytes().to_vec().into(),
-                cause: Cause::Empty,
-                then: counts.finish().remove(&path).unwrap_or_default(),
-                now: Amount::default(),
+                cause: if now == Amount::default() { Cause::Empty } else { Cause::Unmounted },
+                then: amount(&self.snapshot.root.chunk()),
+                now,
                 since: Some(Id(*self.id.as_bytes())),
             }
         };

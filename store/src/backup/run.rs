@@ -346,7 +346,8 @@ impl<'a> BackupState<'a> {
                         );
                         let reference = Reference::new(*id, then, &self.packer);
                         let mut lost = reference.judge(&found, &unread, &options.guard);
-                        lost.extend(reference.emptied_dirs(&self.emptied_dirs, &self.packer));
+                        let dirs = &self.emptied_dirs;
+                        lost.extend(reference.emptied_dirs(dirs, &root, &self.packer));
                         let is_known =
                             |path: &ByteVec| emptied.iter().any(|known| known.path == *path);
                         lost.retain(|lost| counts(&lost.path) && !is_known(&lost.path));
