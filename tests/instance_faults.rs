@@ -4,7 +4,7 @@
 use crate::support::gitlab::{Builder, Gitlab, short_dir};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::redis::Redis;
-use crate::support::sandbox::{Dice, Outcome, Sandbox, need_root};
+use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, need_root};
 use crate::support::server::Signal;
 use std::time::{Duration, Instant};
 
@@ -252,9 +252,15 @@ fn services_of_a_killed_run_are_restarted() {
     kill_while_stopped(&sandbox, &gitlab, "-KILL");
     assert!(sandbox.has("state/recovery/forge.json"));
     assert!(!gitlab.services.is_up("puma"));
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let printed = inspect().ends_with(3).all_output();
+    assert!(printed.contains("not running: puma"), "{printed}");
+    assert!(printed.contains("a killed run has not done this: start "), "{printed}");
+    assert!(printed.contains("`forgekeep recover --instance forge`"), "{printed}");
     let recovered = configured(&sandbox, ["recover"]).run().ok();
     assert!(recovered.stderr.contains("start puma"), "{}", recovered.stderr);
     gitlab.services.wait_until_up();
+    inspect().ok();
 
     // The next run restarts them before anything else, here even without a store.
     kill_while_stopped(&sandbox, &gitlab, "-KILL");
@@ -267,6 +273,44 @@ fn services_of_a_killed_run_are_restarted() {
     assert!(summary(&outcome.json())["is_complete"] == true);
     gitlab.services.wait_until_up();
     assert!(!sandbox.has("state/recovery/forge.json"));
+}
+
+#[test]
+fn an_inspection_names_stopped_services_and_the_commands_that_start_them() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let services = |code: i32| {
+        let all = inspect().ends_with(code).json();
+        let found = lines(&all, "check").into_iter().find(|check| check["name"] == "services");
+        found.cloned()
+    };
+    assert_eq!(services(0), None);
+    gitlab.ctl(["stop", "sidekiq"]).ok();
+    let found = services(3).expect("a check");
+    assert_eq!(found["text"], "not running: sidekiq");
+    let hint = found["hint"].as_str().expect("a hint");
+    let command = hint.strip_prefix("to start them: `").and_then(|rest| rest.strip_suffix('`'));
+    Run::limited("sh").args(["-c", command.expect("a command")]).run().ok();
+    gitlab.services.wait_until_up();
+    assert_eq!(services(0), None);
+    // An administrator switched it off.
+    let off = gitlab.path("opt/gitlab/sv/sidekiq/down");
+    std::fs::write(&off, "").expect("writes");
+    gitlab.ctl(["stop", "sidekiq"]).ok();
+    assert_eq!(services(0), None);
+    // A backup that runs stops them for a moment.
+    std::fs::remove_file(&off).expect("removes");
+    let dir = sandbox.path("state/recovery");
+    std::fs::create_dir_all(&dir).expect("directories");
+    std::fs::write(dir.join("forge.json"), "[]").expect("writes");
+    let lock = std::fs::File::create(dir.join("forge.lock")).expect("a file");
+    lock.lock().expect("locks");
+    assert_eq!(services(0), None);
+    drop(lock);
+    assert!(services(3).is_some());
 }
 
 #[test]

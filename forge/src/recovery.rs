@@ -200,6 +200,20 @@ impl Record {
         Ok(names)
     }
 
+    /// Describes the steps that a killed run left, in the order of undoing them. `None` while another
+    /// run of the instance works.
+    pub fn steps(state: &Path, instance: &str) -> Result<Option<Vec<String>>> {
+        // Without a record, nothing is locked.
+        if !Record::instances(state)?.iter().any(|name| name == instance) {
+            return Ok(Some(Vec::new()));
+        }
+        match Record::open(state, instance) {
+            Ok(record) => Ok(Some(record.undo.iter().rev().map(Undo::shown).collect())),
+            Err(Error::Busy(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Name of the instance.
     pub fn instance(&self) -> &str {
         &self.instance

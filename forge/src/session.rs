@@ -20,6 +20,7 @@ mod inspection;
 mod keys;
 mod logs;
 mod redis_files;
+mod services;
 mod stopped;
 mod vanished;
 
@@ -39,6 +40,7 @@ use dumps::ConsistencyPoint;
 pub use inspection::{
     Asked, Inspection, Snapshots, catalogue, databases, inspect, keys as keys_of_machine, redis,
 };
+pub use services::{Unfinished, services};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

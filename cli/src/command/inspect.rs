@@ -16,7 +16,8 @@ use forge::kind::Site;
 use forge::manifest::{self, Dumped, Manifest};
 use forge::owners::OwnersAs;
 use forge::plan::Product;
-use forge::session::Snapshots;
+use forge::recovery::Record;
+use forge::session::{Snapshots, Unfinished};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +32,8 @@ use store::tree::TreeReader;
 /// Without SNAPSHOT, the checks of a backup run on the files of this machine and on the running
 /// databases. Use it after a restore. The keys are tried on values that the databases hold
 /// encrypted. The command changes nothing and needs no store. If a store is configured, the command
-/// compares keys and repositories with its last complete snapshot. The exit code is 3 if something
+/// compares keys and repositories with its last complete snapshot. It names services that do not run,
+/// and work that a killed run left undone. The exit code is 3 if something
 /// is missing or wrong. The command only reports a check that cannot run.
 ///
 /// With SNAPSHOT, the command prints the state at the time of the backup: versions, databases, services,
@@ -112,13 +114,16 @@ impl Inspect {
             None => (None, ui.watch("inspect")),
         };
         let progress = store::observe::Observer::progress(&*watch);
-        let host = instance::host();
+        let (host, unfinished) = (instance::host(), unfinished_work(&config, self.of.name())?);
         let snapshots = store.as_ref().map(|store| Snapshots { store, host: &host });
         let look = || {
             let site = Site { instance: self.of.name(), settings, progress, is_offline: false };
             let (mut plan, kind) = forge::overrides::plan(&site)?;
             plan.own = global.own_paths();
-            let inspection = forge::session::inspect(&plan, kind, snapshots, progress)?;
+            let mut inspection = forge::session::inspect(&plan, kind, snapshots, progress)?;
+            if let Some(unfinished) = &unfinished {
+                inspection.checks.extend(forge::session::services(&plan, unfinished, progress)?);
+            }
             Ok::<_, forge::Error>((plan, inspection))
         };
         let looked = look();
@@ -202,6 +207,14 @@ impl Inspect {
         })?;
         select::answered(is_sure)
     }
+}
+
+/// Returns the work that earlier runs left undone. `None` while another run of the instance works,
+/// which may have stopped services for a moment.
+fn unfinished_work(config: &Config, instance: &str) -> Result<Option<Unfinished>, Failure> {
+    let Some(steps) = Record::steps(&config.state, instance)? else { return Ok(None) };
+    let rebuild = forge::rebuild::Record::unfinished(&config.state, instance)?;
+    Ok(Some(Unfinished { steps, rebuild }))
 }
 
 /// Opens the store of the instance. After a disaster there may be no store, or none that can be

@@ -68,6 +68,8 @@ struct Status {
     state: State,
     /// Identifies the current process of the service, if the supervisor shows it.
     run: Option<String>,
+    /// True if the supervisor never starts it by itself.
+    is_off: bool,
 }
 
 /// State of a service.
@@ -180,6 +182,35 @@ impl Supervisor {
         Command::new(program.chain(words.iter().copied())).within(self.limit)
     }
 
+    fn writer(&self, name: &str) -> Writer {
+        let (name, start) = (name.to_owned(), self.command(&["start", name]));
+        match self.speaks {
+            Speaks::Runit | Speaks::Systemd => {
+                let stop = self.command(&["stop", &name]);
+                Writer { name, stop, start: vec![start] }
+            }
+            Speaks::Docker => {
+                let stop = self.command(&["stop", "-t", GRACE_SECONDS, &name]);
+                let stop = stop.within(self.limit.max(GRACE_LIMIT));
+                // A stop continues when its client is gone, and a start during the stop does
+                // nothing. So the start repeats the stop first, which waits for its end.
+                Writer { name, start: vec![stop.clone(), start], stop }
+            }
+        }
+    }
+
+    /// Lists the services that write and are down, although nothing keeps them off.
+    pub fn stopped(&self, progress: &Progress) -> Result<Vec<Writer>> {
+        let mut stopped = Vec::new();
+        for name in &self.writers {
+            let is_stopped = |status: Status| status.state == State::Down && !status.is_off;
+            if self.status(name, progress)?.is_some_and(is_stopped) {
+                stopped.push(self.writer(name));
+            }
+        }
+        Ok(stopped)
+    }
+
     fn running(&self, progress: &Progress) -> Result<Vec<Writer>> {
         let (mut running, mut unknown) = (Vec::new(), Vec::new());
         for name in &self.writers {
@@ -189,21 +220,7 @@ impl Supervisor {
                 continue;
             };
             if is_running {
-                let start = self.command(&["start", name]);
-                running.push(match self.speaks {
-                    Speaks::Runit | Speaks::Systemd => {
-                        let stop = self.command(&["stop", name]);
-                        Writer { name: name.clone(), stop, start: vec![start] }
-                    }
-                    Speaks::Docker => {
-                        let stop = self.command(&["stop", "-t", GRACE_SECONDS, name]);
-                        let stop = stop.within(self.limit.max(GRACE_LIMIT));
-                        // A stop continues when its client is gone, and a start during the stop
-                        // does nothing. So the start repeats the stop first, which waits for its
-                        // end.
-                        Writer { name: name.clone(), start: vec![stop.clone(), start], stop }
-                    }
-                });
+                running.push(self.writer(name));
             }
         }
         let is_none_known = !unknown.is_empty() && unknown.len() == self.writers.len();
@@ -414,12 +431,12 @@ impl Supervisor {
                     _ => State::Down,
                 };
                 let run = value("MainPID=").map(str::to_owned);
-                Ok((!is_unknown).then_some(Status { state, run }))
+                Ok((!is_unknown).then_some(Status { state, run, is_off: false }))
             }
             Speaks::Docker => {
                 let words = ["inspect", "--format", "{{.State.Running}}", name];
                 let answer = self.command(&words).answer(progress)?;
-                let status = |state| Some(Status { state, run: None });
+                let status = |state| Some(Status { state, run: None, is_off: false });
                 Ok(match answer.trim_ascii() {
                     b"true" => status(State::Running),
                     b"false" => status(State::Down),
@@ -477,7 +494,8 @@ fn runit_status(line: &str) -> Status {
     };
     let pid =
         own.split_once("(pid ").and_then(|(_, rest)| Some(rest.split_once(')')?.0.to_owned()));
-    Status { state, run: pid }
+    let is_off = state == State::Down && !own.contains("normally up");
+    Status { state, run: pid, is_off }
 }
 
 /// Parses state and name in lines of runit: `run: NAME: (pid 1) 2s; run: log: (pid 3) 2s`.
@@ -530,6 +548,8 @@ mod tests {
         assert_eq!(state("finish: puma: (pid 7) 2s"), State::Starting);
         assert_eq!(state("down: puma: 1s, normally up; run: log: (pid 1) 2s"), State::Down);
         assert_eq!(state("down: puma: 1s, normally up, want up"), State::Starting);
+        assert!(runit_status("down: puma: 1s; run: log: (pid 1) 2s").is_off);
+        assert!(!runit_status("down: puma: 1s, normally up; run: log: (pid 1) 2s").is_off);
         let seconds = |line| seconds_down(line).map(|time| time.as_secs());
         assert_eq!(seconds("down: puma: 12s, normally up; run: log: (pid 1) 99s"), Some(12));
         assert_eq!(seconds("run: puma: (pid 7) 2s; run: log: (pid 1) 2s"), None);
