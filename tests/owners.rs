@@ -675,3 +675,61 @@ fn a_store_inside_a_part_is_left_alone() {
         assert_eq!(owner, 0, "{}", own.display());
     }
 }
+
+#[test]
+fn hooks_that_are_not_executable_are_named_and_stay_so() {
+    let machine = Machine::new();
+    let (gitlab, sandbox) = (&machine.gitlab, &machine.sandbox);
+    let inspect = || machine.inspect().ok().all_output();
+    assert!(!inspect().contains("do not run"));
+    let mut all = gitlab.repositories.iter();
+    let repository = &all.find(|known| known.project == Some(1)).expect("is known").dir;
+    let server = gitlab.path("var/opt/gitlab/gitaly/custom_hooks");
+    let rails = gitlab.path("opt/gitlab/embedded/service/gitlab-rails");
+    let make = |path: &std::path::Path, mode: u32| {
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("directories");
+        std::fs::write(path, "#!/bin/sh\n").expect("writes");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+    };
+    let off = [
+        repository.join("custom_hooks/update"),
+        server.join("pre-receive.d/check"),
+        rails.join("file_hooks/notify.rb"),
+    ];
+    off.iter().for_each(|path| make(path, 0o640));
+    for path in
+        [repository.join("custom_hooks/pre-receive.d/10-size"), server.join("update.d/names")]
+    {
+        make(&path, 0o750);
+    }
+    // These never run.
+    for path in [
+        repository.join("custom_hooks/README"),
+        repository.join("custom_hooks/pre-receive.d/10-size~"),
+        server.join("README"),
+    ] {
+        make(&path, 0o640);
+    }
+    let custom = repository.join("custom_hooks").display().to_string();
+    machine.sh(&format!(
+        "chown -R git:git '{custom}' && find '{custom}' -type d -exec chmod 2750 {{}} +"
+    ));
+    let printed = inspect();
+    let (_, named) = printed.split_once("not executable do not run: ").expect(&printed);
+    let named = named.lines().next().expect("a line");
+    assert_eq!(named.split(", ").count(), 3, "{named}");
+    for path in &off {
+        assert!(named.contains(&path.display().to_string()), "{named}");
+    }
+    // A repair of other faults does not switch them on.
+    machine.sh(&format!("chmod -R a-x,u-r '{custom}'"));
+    machine.inspect().ends_with(3);
+    configured(sandbox, ["repair", "owners", "--instance", "forge", "--write-owner-map"])
+        .args([sandbox.text("undo")])
+        .run()
+        .ok();
+    for path in &off {
+        let mode = path.metadata().expect("is there").permissions().mode();
+        assert!(mode & 0o111 == 0 && mode & 0o400 != 0, "{} {mode:o}", path.display());
+    }
+}

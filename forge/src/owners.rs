@@ -3,6 +3,7 @@
 //! A copy by `cp -R`, or an archive that another user unpacked, has all content and wrong owners.
 
 mod bare;
+mod hooks;
 mod leftovers;
 mod modes;
 mod named_places;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Part, Phase, Plan};
 use crate::process::quoted_path;
 use crate::view::shown;
+use hooks::Hooks;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use repair::{LinkNames, Pass, Repair};
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,6 +125,7 @@ struct Faults<'r, 'm> {
     /// Directories above parts that were looked at, each for one user.
     entered: BTreeSet<(PathBuf, u32)>,
     unknown: Vec<String>,
+    hooks: Hooks,
 }
 
 /// Looks at all parts whose owner is known, on this machine.
@@ -172,6 +175,7 @@ fn look<'r, 'm>(
     parts.sort_by_key(|part| std::cmp::Reverse(depth(part)));
     let registry_group = registry_group(&plan.parts);
     for part in parts {
+        faults.hooks.part(part);
         let Some(owner) = part.owner.as_deref() else {
             if part.name == GENERATED {
                 faults.generated(plan, part)?;
@@ -588,6 +592,7 @@ impl Faults<'_, '_> {
                 continue;
             }
             self.looked_at += 1;
+            self.hooks.look(part, &path, &metadata);
             let wanted = self.look(part, &path, top, &metadata, expected);
             self.visit(top, &path, &metadata, wanted)?;
             if metadata.is_dir() {
@@ -733,15 +738,17 @@ impl Faults<'_, '_> {
         ];
         let faults = faults.iter().filter(|(count, _)| *count > 0);
         let faults: Vec<String> = faults.map(|(count, what)| format!("{count} {what}")).collect();
-        let looked_at = self.looked_at;
+        let (looked_at, hooks) = (self.looked_at, self.hooks.text());
         if faults.is_empty() {
-            let text =
-                format!("owners and modes of {looked_at} paths are correct{unreadable}{unknown}");
+            let text = format!(
+                "owners and modes of {looked_at} paths are correct{unreadable}{unknown}{hooks}"
+            );
             let is_whole = self.unreadable == 0;
             let verdict = if is_whole { Verdict::Ok } else { Verdict::Unknown };
             return Some(Check::new(NAME, verdict, text));
         }
-        let text = format!("of {looked_at} paths, {}{unreadable}{unknown}", faults.join(", "));
+        let faults = faults.join(", ");
+        let text = format!("of {looked_at} paths, {faults}{unreadable}{unknown}{hooks}");
         let examples = self.examples.into_values().flatten();
         let check = Check::new(NAME, Verdict::Warning, text).with_examples(examples);
         Some(check.with_hint(format!("to fix them: {}", self.commands.join("; "))))
