@@ -381,6 +381,10 @@ fn requests_that_make_no_sense_are_refused() {
         (&["--keep-within", "7"], "`7` is not a period such as 30d"),
         (&[&ids[0], "--keep-last", "1"], "SNAPSHOT and rules exclude each other"),
         (&["yesterday"], "does not name a snapshot"),
+        (&["--keep-tag", ""], "it is empty; omit the option"),
+        (&["--keep-last", "1", "--host", ""], "it is empty; omit the option"),
+        (&["--keep-last", "1", "--tag", ""], "it is empty; omit the option"),
+        (&["--keep-last", "1", "--instance", ""], "it is empty; omit the option"),
     ] {
         let run = history.sandbox.run(["forget"].iter().chain(arguments)).ends_with(2);
         assert!(run.stderr.contains(words), "{}", run.stderr);

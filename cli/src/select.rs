@@ -26,7 +26,7 @@ const HEADING: &str = "Choice of snapshots";
 #[derive(Debug, Clone, Default, Args)]
 pub struct Filter {
     /// Only snapshots with this tag (can be repeated: any of them)
-    #[arg(long, value_name = "TAG", help_heading = HEADING)]
+    #[arg(long, value_name = "TAG", help_heading = HEADING, value_parser = word)]
     tag: Vec<String>,
     /// Only snapshots with this source path or one below or above it (can be repeated: any of
     /// them). Where one snapshot is chosen, those of exactly these paths come first; if others are
@@ -39,7 +39,7 @@ pub struct Filter {
     )]
     path: Vec<SourcePath>,
     /// Only snapshots of this machine (can be repeated: any of them)
-    #[arg(long, value_name = "HOST", help_heading = HEADING)]
+    #[arg(long, value_name = "HOST", help_heading = HEADING, value_parser = word)]
     host: Vec<String>,
 }
 
@@ -73,7 +73,7 @@ impl SourcePath {
 #[derive(Debug, Clone, Default, Args)]
 pub struct ListFilter {
     /// Only snapshots of this instance (can be repeated: any of them)
-    #[arg(long, value_name = "NAME", help_heading = HEADING)]
+    #[arg(long, value_name = "NAME", help_heading = HEADING, value_parser = word)]
     pub instance: Vec<String>,
     #[command(flatten)]
     pub others: Filter,
@@ -238,7 +238,7 @@ pub fn answered(is_sure: bool) -> Result<(), Failure> {
     if is_sure { Ok(()) } else { Err(Failure::Partial) }
 }
 
-/// Checks a tag or machine name, which snapshots keep as a printable line of text.
+/// Checks a tag, or the name of a machine or instance, which snapshots keep as a printable line of text.
 pub fn word(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("it is empty; omit the option".into());

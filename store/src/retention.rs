@@ -36,8 +36,17 @@ pub struct Rules {
     pub yearly: Option<Number>,
     /// Period before the newest sound snapshot, of which all snapshots stay.
     pub within: Option<Period>,
-    /// Tags whose snapshots stay.
+    /// Tags whose snapshots stay. No snapshot has an empty tag, so none of them is empty.
+    #[serde(deserialize_with = "tags")]
     pub tags: Vec<String>,
+}
+
+fn tags<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let tags = Vec::<String>::deserialize(from)?;
+    match tags.iter().any(String::is_empty) {
+        true => Err(serde::de::Error::custom("an empty tag keeps no snapshot; leave it out")),
+        false => Ok(tags),
+    }
 }
 
 /// A rule that keeps a number of snapshots.

@@ -111,7 +111,7 @@ struct Keep {
     #[arg(long, value_name = "PERIOD", help_heading = HEADING)]
     keep_within: Option<Period>,
     /// Keep snapshots with this tag (can be repeated: any of them)
-    #[arg(long, value_name = "TAG", help_heading = HEADING)]
+    #[arg(long, value_name = "TAG", help_heading = HEADING, value_parser = crate::select::word)]
     keep_tag: Vec<String>,
 }
 

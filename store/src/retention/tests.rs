@@ -274,7 +274,8 @@ fn rules_are_read_and_shown() {
     let rules: Rules = serde_json::from_str(text).expect("reads");
     assert_eq!(rules.to_string(), "last 7, yearly unlimited, within 7d, tag a, tag b");
     assert_eq!(serde_json::from_str::<Rules>("{}").expect("reads"), Rules::default());
-    for wrong in [r#"{"lst": 7}"#, r#"{"last": -1}"#, r#"{"last": "all"}"#, r#"{"within": "7w"}"#] {
+    let numbers = [r#"{"lst": 7}"#, r#"{"last": -1}"#, r#"{"last": "all"}"#];
+    for wrong in numbers.into_iter().chain([r#"{"within": "7w"}"#, r#"{"tags": ["a", ""]}"#]) {
         assert!(serde_json::from_str::<Rules>(wrong).is_err(), "{wrong}");
     }
 }
