@@ -782,6 +782,24 @@ fn a_branch_that_is_deleted_and_pruned_meanwhile_breaks_nothing() {
 }
 
 #[test]
+fn a_directory_of_a_repository_that_is_away_for_a_moment_is_whole() {
+    for pause in ["0", "0.3"] {
+        let sandbox = Sandbox::with_store();
+        let create = "git init -q --bare a.git; cd a.git
+            commit=$(git commit-tree -m 1 $(git mktree </dev/null))
+            for name in a/x b/y; do git update-ref refs/heads/$name $commit; done";
+        sandbox.tool("sh").args(["-ec", create]).run().ok();
+        let heads = "a.git/refs/heads";
+        let away = format!("mv {heads}/b away; (sleep {pause}; mv away {heads}/b) >log 2>&1 &");
+        let lease = Lease::hold_dir(&sandbox, &format!("{heads}/a"), &away);
+        sandbox.run(["backup", "a.git"]).ok();
+        lease.end(&sandbox);
+        sandbox.restore(&sandbox.at("latest", "a.git"), "copy");
+        assert_eq!(said(&sandbox, "git -C copy for-each-ref | wc -l"), "2", "{pause}");
+    }
+}
+
+#[test]
 fn loose_objects_that_are_pruned_meanwhile_are_not_named() {
     let branch = "old=$(echo old | git -C a.git commit-tree main^{tree})
         git -C a.git update-ref refs/heads/old $old";

@@ -918,6 +918,14 @@ pub enum Scanned {
     /// A path that could not be scanned, or only in part. If it went away, the scan may have missed
     /// its replacement.
     Failed(Vec<u8>, io::Error),
+    /// A directory that went away after it `was_listed`, or in which a phase begins and that does not
+    /// exist. A later phase may find its replacement.
+    Missing {
+        /// Path of the directory.
+        path: Vec<u8>,
+        /// True if the scan found it a moment before.
+        was_listed: bool,
+    },
     /// A directory in which a phase begins and in whose place something else is. That object belongs
     /// to another phase.
     NotDir(Vec<u8>, io::Error),
@@ -965,7 +973,7 @@ fn scan_whole(
         match item {
             Scanned::Found(item) if found.len() < GIT_DIR_ENTRIES_MAX => found.push(item),
             Scanned::Failed(_, error) if is_gone(&error) => {}
-            Scanned::NotDir(..) | Scanned::IsGitDir => {}
+            Scanned::Missing { .. } | Scanned::NotDir(..) | Scanned::IsGitDir => {}
             Scanned::Found(_) | Scanned::Failed(..) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
@@ -1042,9 +1050,8 @@ impl Scan<'_> {
         let (path, exclude) = (self.path_of(below), self.exclude);
         let (dir, denied) = match open_dir(self.dir, below, &path, &exclude.named) {
             Ok(opened) => opened,
-            // It went away. A later phase finds its replacement.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return ControlFlow::Continue(());
+                return visit(Scanned::Missing { path, was_listed: below != self.begins_in });
             }
             Err(error) if below == self.begins_in && is_not_a_dir(&error) => {
                 return visit(Scanned::NotDir(path, error));

@@ -8,7 +8,7 @@ use super::entry_runs::EntryRuns;
 use super::ingest::{Ingest, Missing};
 use super::named_objects::NamedObjects;
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
-use super::vanished::{MISSING, REPLACED_PAUSE};
+use super::vanished::{MISSING, REPLACED_PAUSE, REPLACED_PAUSES};
 use crate::entry::{Content, Displayed, Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
@@ -43,6 +43,8 @@ const READINGS_MAX: usize = 10;
 const GUIDE_BYTES_MAX: u64 = 64 << 10;
 /// Maximum depth of git directories inside each other that are read in order.
 const INNER_DEPTH_MAX: usize = 8;
+/// Maximum number of noted paths that were not there.
+const MISSING_MAX: usize = 1000;
 /// Maximum bytes of a reftable's list of tables that are read.
 const TABLE_LIST_BYTES: u64 = 1 << 20;
 /// Objects whose kind, such as a directory or a link, must stay during a reading.
@@ -114,6 +116,8 @@ fn read_inner(
         named: NamedObjects::default(),
         gone: BTreeSet::new(),
         has_gaps: false,
+        missing: Vec::new(),
+        misses_dir: false,
         packs_were_kept: true,
         packs_read: HashMap::new(),
         reported: HashSet::new(),
@@ -216,6 +220,10 @@ struct Reading<'a, 'b> {
     gone: BTreeSet<Vec<u8>>,
     /// True if something went away after it was listed.
     has_gaps: bool,
+    /// Paths that were not there when they were to be read.
+    missing: Vec<Vec<u8>>,
+    /// True if one of them is a directory that was listed.
+    misses_dir: bool,
     /// True if no pack went away during the reading.
     packs_were_kept: bool,
     /// Packs that an earlier reading has read, by path.
@@ -244,6 +252,8 @@ impl Reading<'_, '_> {
             self.named.add_loose(&self.on_machine());
         }
         self.has_gaps = false;
+        self.missing.clear();
+        self.misses_dir = false;
         self.kinds = self.kinds();
         self.guides.clear();
         for name in git::GUIDES {
@@ -285,6 +295,9 @@ impl Reading<'_, '_> {
             // It is being deleted, and perhaps replaced.
             std::thread::sleep(REPLACED_PAUSE);
             return Some(Changed::Guide(join(self.path, WITH_KINDS[at])));
+        }
+        if let Some(path) = self.returned() {
+            return Some(Changed::Guide(path));
         }
         let have_names_changed =
             self.have_references_changed() || self.other_names() != self.other_names;
@@ -391,10 +404,16 @@ impl Reading<'_, '_> {
     /// scan may have missed its replacement.
     fn is_gap(&mut self, item: Scanned) -> bool {
         match item {
-            Scanned::Failed(_, error) if walk::is_gone(&error) => {
-                self.has_gaps = true;
+            Scanned::Failed(path, error) if walk::is_gone(&error) => {
+                self.note_gap(path);
                 return true;
             }
+            Scanned::Missing { path, was_listed: true } => {
+                self.misses_dir = true;
+                self.note_gap(path);
+                return true;
+            }
+            Scanned::Missing { path, .. } => self.note_missing(path),
             Scanned::Failed(path, error) => self.unreadable(&path, &error),
             // Another phase stores the object, unless it found a directory before.
             Scanned::NotDir(path, error) if self.begun.contains(self.root.relative(&path)) => {
@@ -407,6 +426,30 @@ impl Reading<'_, '_> {
             Scanned::NotDir(..) | Scanned::Found(_) | Scanned::IsGitDir => {}
         }
         false
+    }
+
+    /// Notes a path that went away after it was listed.
+    fn note_gap(&mut self, path: Vec<u8>) {
+        self.has_gaps = true;
+        self.note_missing(path);
+    }
+
+    fn note_missing(&mut self, path: Vec<u8>) {
+        if self.missing.len() < MISSING_MAX {
+            self.missing.push(path);
+        }
+    }
+
+    /// Returns a path that is there again. Waits a moment for directories.
+    fn returned(&self) -> Option<Vec<u8>> {
+        let is_back = |path: &&Vec<u8>| self.root.stat(path).is_ok();
+        for _ in 0..if self.misses_dir { REPLACED_PAUSES } else { 0 } {
+            if let Some(path) = self.missing.iter().find(is_back) {
+                return Some(path.clone());
+            }
+            std::thread::sleep(REPLACED_PAUSE);
+        }
+        self.missing.iter().find(is_back).cloned()
     }
 
     /// Reports a path that is missing from the snapshot, once.
@@ -530,8 +573,9 @@ impl Reading<'_, '_> {
                 let root = root.unwrap_or(&*self.root);
                 let read = self.ingest.entry(root, found, previous.as_ref())?;
                 if read == Err(Missing::Gone) {
-                    self.has_gaps = true;
-                    if is_still_there(root, found) {
+                    let is_there = is_still_there(root, found);
+                    self.note_gap(found.path.clone());
+                    if is_there {
                         self.unreadable(&found.path, &io::Error::other(MISSING));
                     }
                 }
@@ -1049,7 +1093,7 @@ enum Refs {
 
 /// A change during a reading, after which the copy may not be whole.
 enum Changed {
-    /// A file that decides how the others are understood, by its path.
+    /// A file that decides how the others are understood, or what was away, by its path.
     Guide(Vec<u8>),
     /// References and other names of objects, while objects went away.
     Names,

@@ -2,7 +2,7 @@
 
 use super::absolute;
 use super::tree_path;
-use super::vanished::REPLACED_PAUSE;
+use super::vanished::{REPLACED_PAUSE, REPLACED_PAUSES};
 use crate::entry::{EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::ends;
@@ -14,9 +14,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Number of such pauses for a directory above a source path.
-const REPLACED_PAUSES: usize = 5;
 
 /// A source path.
 pub struct Source {

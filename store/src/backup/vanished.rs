@@ -20,7 +20,9 @@ const NAMES_MAX: usize = 64;
 pub const MISSING: &str = "it exists, but the file system does not find it when it is read";
 /// Pause for an object that is being replaced.
 pub const REPLACED_PAUSE: Duration = Duration::from_millis(100);
-/// Maximum number of such pauses in a row.
+/// Maximum number of such pauses for one directory.
+pub const REPLACED_PAUSES: usize = 5;
+/// Maximum number of such pauses for all directories of a pass.
 const PAUSES_MAX: usize = 20;
 /// Maximum number of directories that are noted.
 const DIRS_MAX: usize = 10_000;
