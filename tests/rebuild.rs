@@ -992,16 +992,21 @@ fn a_continued_rebuild_looks_again_at_what_earlier_calls_did() {
     assert_eq!(other.query("shop", "select count(*) from t"), "500");
 }
 
-#[test]
-fn mounts_follow_neither_the_kept_data_nor_the_services() {
-    need_root();
-    let sandbox = Sandbox::new();
+/// Configures a part `data`, and services that the scripts `stop` and `start` of the sandbox control.
+fn configure_data_with_scripts(sandbox: &Sandbox) {
     let more = format!(
         "[instances.forge.parts.data]\npath = '{0}/data'\n[instances.forge.services]\n\
          stop = [{{ command = ['sh', '{0}/stop'] }}]\nstart = [{{ command = ['sh', '{0}/start'] }}]\n",
         sandbox.text("").trim_end_matches('/'),
     );
-    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    configure_kind(sandbox, "plain", Path::new("/"), &more);
+}
+
+#[test]
+fn mounts_follow_neither_the_kept_data_nor_the_services() {
+    need_root();
+    let sandbox = Sandbox::new();
+    configure_data_with_scripts(&sandbox);
     let script = "set -e
         no() { if \"$@\"; then exit 9; fi; }
         mkdir -p data/inner/deep chroot inner
@@ -1044,12 +1049,7 @@ fn mounts_follow_neither_the_kept_data_nor_the_services() {
 fn files_that_the_start_of_services_hides_are_reported() {
     need_root();
     let sandbox = Sandbox::new();
-    let more = format!(
-        "[instances.forge.parts.data]\npath = '{0}/data'\n[instances.forge.services]\n\
-         stop = [{{ command = ['sh', '{0}/stop'] }}]\nstart = [{{ command = ['sh', '{0}/start'] }}]\n",
-        sandbox.text("").trim_end_matches('/'),
-    );
-    configure_kind(&sandbox, "plain", Path::new("/"), &more);
+    configure_data_with_scripts(&sandbox);
     let script = "set -e
         no() { if \"$@\"; then exit 9; fi; }
         hidden() {

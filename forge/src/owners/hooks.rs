@@ -1,5 +1,5 @@
-//! Hooks that do not run because they are not executable. An administrator may have switched them off
-//! in this way, so this is no fault and no repair changes it.
+//! Hooks that do not run because they are not executable. They are named and never repaired: an
+//! administrator may have disabled them on purpose.
 
 use super::EACH;
 use crate::plan::{Part, Phase};

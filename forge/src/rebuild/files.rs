@@ -485,17 +485,20 @@ pub fn restored_paths(job: &Job<'_>, part: &Part) -> Vec<PathBuf> {
 
 /// Returns true if the snapshot has a directory at a path.
 pub fn is_dir(job: &Job<'_>, path: &Path) -> bool {
-    let root = job.snapshot.root.chunk();
-    // The restore reports a lost part of the tree.
-    let entry = Lookup::new(&root, job.store).at(&tree_path(path)).ok().flatten();
-    entry.is_some_and(|entry| entry.kind == EntryKind::Directory)
+    kind(job, path) == Some(EntryKind::Directory)
 }
 
 /// Returns true if the snapshot has a path that is not a directory.
 fn is_file(job: &Job<'_>, path: &Path) -> bool {
+    kind(job, path).is_some_and(|kind| kind != EntryKind::Directory)
+}
+
+/// Returns the kind of a path in the snapshot. `None` for a lost part of the tree, which the restore
+/// reports.
+fn kind(job: &Job<'_>, path: &Path) -> Option<EntryKind> {
     let root = job.snapshot.root.chunk();
-    let first = TreeReader::within(&root, &tree_path(path), job.store).next();
-    first.is_some_and(|found| found.is_ok_and(|entry| entry.kind != EntryKind::Directory))
+    let first = TreeReader::within(&root, &tree_path(path), job.store).next()?;
+    first.ok().map(|entry| entry.kind)
 }
 
 /// Follows the links of this machine on a path, as the instance would. Fails if a service could have

@@ -71,9 +71,7 @@ impl Rebuild<'_, '_> {
         let differing = outermost(differing);
         if differing.is_empty() { Ok(()) } else { Err(Error::OtherPlaces(differing)) }
     }
-}
 
-impl Rebuild<'_, '_> {
     /// Compares the places of parts with those that the rebuilt instance uses.
     pub fn examine_places(&self) -> Result<Option<Check>> {
         let Job { instance, settings, store, .. } = *self.job;

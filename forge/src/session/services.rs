@@ -29,9 +29,8 @@ pub fn services(
         Some(Ok(stopped)) => stopped,
     };
     let names: Vec<&str> = stopped.iter().map(|service| service.name.as_str()).collect();
-    let is_any = |list: &[&str]| !list.is_empty();
     let texts = [
-        is_any(&names).then(|| format!("not running: {}", names.join(", "))),
+        (!names.is_empty()).then(|| format!("not running: {}", names.join(", "))),
         (!unfinished.steps.is_empty())
             .then(|| format!("a killed run has not done this: {}", unfinished.steps.join(", "))),
         unfinished.rebuild.as_ref().map(|id| {

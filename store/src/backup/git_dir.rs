@@ -442,14 +442,15 @@ impl Reading<'_, '_> {
 
     /// Returns a path that is there again. Waits a moment for directories.
     fn returned(&self) -> Option<Vec<u8>> {
-        let is_back = |path: &&Vec<u8>| self.root.stat(path).is_ok();
-        for _ in 0..if self.misses_dir { REPLACED_PAUSES } else { 0 } {
-            if let Some(path) = self.missing.iter().find(is_back) {
-                return Some(path.clone());
+        let mut pauses = if self.misses_dir { REPLACED_PAUSES } else { 0 };
+        loop {
+            let returned = self.missing.iter().find(|path| self.root.stat(path).is_ok());
+            if returned.is_some() || pauses == 0 {
+                return returned.cloned();
             }
             std::thread::sleep(REPLACED_PAUSE);
+            pauses -= 1;
         }
-        self.missing.iter().find(is_back).cloned()
     }
 
     /// Reports a path that is missing from the snapshot, once.
