@@ -351,6 +351,34 @@ fn parts_of_an_instance_have_limits_in_the_configuration() {
     assert!(outcome.stderr.contains("`101%` is not a share"), "{}", outcome.stderr);
 }
 
+#[test]
+fn sources_below_each_other_are_compared_with_what_lay_there() {
+    let sandbox = Sandbox::with_store();
+    fill(&sandbox, "srv", 2);
+    fill(&sandbox, "srv/git", 240);
+    fill(&sandbox, "srv/up", 120);
+    let backup = |sources: &[&str], code| {
+        sandbox.run([&["backup"], sources].concat()).ends_with(code);
+        causes(&sandbox).pop().expect("a snapshot")
+    };
+    let remove = |dir: &str, files: std::ops::Range<usize>| {
+        files.for_each(|at| sandbox.remove(format!("{dir}/{at}")));
+    };
+    // All are there, whichever of them are named.
+    let all = ["srv", "srv/git", "srv/up"];
+    for sources in [&["srv"][..], &["srv", "srv/git"], &all, &["srv/git", "srv"], &["srv"]] {
+        assert!(backup(sources, 0).is_empty(), "{sources:?}");
+    }
+    // A loss in the new one, and in one that is no longer named.
+    remove("srv/git", 0..130);
+    assert_eq!(backup(&["srv", "srv/git"], 3), ["shrunk"]);
+    assert!(backup(&["srv", "srv/git", "--allow-loss"], 0).is_empty());
+    sandbox.remove("srv/git");
+    sandbox.remove("srv/up");
+    assert_eq!(backup(&["srv"], 3), ["shrunk"]);
+    assert_eq!(backup(&["srv", "srv/up"], 3), ["shrunk", "gone"]);
+}
+
 /// Runs a script in a mount namespace with a configuration of a store in `disk`. It names no
 /// store beside it.
 fn with_configured_store(

@@ -11,13 +11,15 @@ use super::{absolute, tree_path};
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, is_within, path_cmp};
 use crate::git;
+use crate::glob::ends;
 use crate::id::{ChunkId, SnapshotId};
 use crate::mount::MountState;
 use crate::snapshot::{Amount, Cause, Emptied, Id, Snapshot, SourceState};
 use crate::tree::TreeReader;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
+use std::iter;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -89,6 +91,15 @@ pub struct Guard {
     pub max_loss: BTreeMap<PathBuf, MaxLoss>,
 }
 
+impl Guard {
+    /// Returns how much each source may lose, by its path in the tree: the sources of a backup, and
+    /// those with a limit of their own.
+    pub fn limits<V>(&self, found: &BTreeMap<Vec<u8>, V>) -> BTreeMap<Vec<u8>, MaxLoss> {
+        let own = self.max_loss.iter().map(|(path, limit)| (tree_path(path), *limit));
+        found.keys().map(|path| (path.clone(), MaxLoss::default())).chain(own).collect()
+    }
+}
+
 impl Amount {
     /// Adds a file.
     fn add(&mut self, entry: &Entry) {
@@ -158,10 +169,17 @@ impl SourceCounts {
     }
 }
 
-/// Returns the innermost of these paths that is above `path`.
-fn innermost<'a>(path: &[u8], all: &'a BTreeMap<Vec<u8>, Amount>) -> Option<&'a Vec<u8>> {
-    let above = all.keys().filter(|source| is_within(path, source) && **source != path);
-    above.max_by_key(|source| source.len())
+/// Returns the innermost source above `path`.
+fn innermost<'a, V>(path: &'a [u8], sources: &BTreeMap<Vec<u8>, V>) -> Option<&'a [u8]> {
+    let above = iter::once(0).chain(ends(path)).filter(|end| *end < path.len());
+    above.map(|end| &path[..end]).filter(|above| sources.contains_key(*above)).last()
+}
+
+/// Returns true if each source of one backup that is below a source of the other one is a source of
+/// both, so that their amounts can be compared.
+fn are_divided_alike<A, B>(a: &BTreeMap<Vec<u8>, A>, b: &BTreeMap<Vec<u8>, B>) -> bool {
+    a.keys().all(|path| b.contains_key(path) || innermost(path, b).is_none())
+        && b.keys().all(|path| a.contains_key(path) || innermost(path, a).is_none())
 }
 
 /// A source as this backup found it.
@@ -194,43 +212,46 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// Takes the states from the record. An older program recorded none, so that the tree is read.
-    pub fn new(id: SnapshotId, snapshot: &'a Snapshot, chunks: &dyn Chunks) -> Reference<'a> {
-        let paths: Vec<Vec<u8>> = snapshot
-            .paths
-            .iter()
-            .map(|path| tree_path(Path::new(OsStr::from_bytes(path))))
-            .collect();
-        let states = if snapshot.sources.len() == paths.len() {
-            paths.into_iter().zip(snapshot.sources.iter().cloned()).collect()
-        } else {
-            let mut counts = SourceCounts::new(&paths);
+    /// Takes the states from the record. If an older program recorded none, or other paths below each
+    /// other were sources, the tree is read, and each file counts for the sources of `limits`.
+    pub fn new(
+        id: SnapshotId,
+        snapshot: &'a Snapshot,
+        limits: &BTreeMap<Vec<u8>, MaxLoss>,
+        chunks: &dyn Chunks,
+    ) -> Reference<'a> {
+        let paths = snapshot.paths.iter().map(|path| tree_path(Path::new(OsStr::from_bytes(path))));
+        let has_states = snapshot.sources.len() == snapshot.paths.len();
+        let recorded = snapshot.sources.iter().cloned();
+        let mut states: BTreeMap<Vec<u8>, SourceState> = match has_states {
+            true => paths.zip(recorded).collect(),
+            false => paths.map(|path| (path, SourceState::default())).collect(),
+        };
+        if !has_states || !are_divided_alike(limits, &states) {
+            let mut counts = SourceCounts::new(limits.keys());
             let tree = TreeReader::new(&snapshot.root.chunk(), chunks);
             tree.flatten().for_each(|entry| counts.push(&entry));
-            let state = |(path, amount)| (path, SourceState { amount, ..SourceState::default() });
-            counts.finish().into_iter().map(state).collect()
-        };
+            for (path, amount) in counts.finish() {
+                states.entry(path).or_default().amount = amount;
+            }
+        }
         Reference { id, snapshot, states }
     }
 
-    /// Returns the sources that lost more than they may. `found` are those of this backup, and
+    /// Returns the sources that lost more than their `limits`. `found` are those of this backup, and
     /// `unread` the files of the reference that it did not look for.
     pub fn judge(
         &self,
         found: &BTreeMap<Vec<u8>, Found>,
         unread: &BTreeMap<Vec<u8>, Amount>,
-        guard: &Guard,
+        limits: &BTreeMap<Vec<u8>, MaxLoss>,
     ) -> Vec<Emptied> {
-        let limits: BTreeMap<Vec<u8>, MaxLoss> =
-            guard.max_loss.iter().map(|(path, limit)| (tree_path(path), *limit)).collect();
-        let all = limits.keys().chain(found.keys()).collect::<BTreeSet<_>>();
         let missing = Found::default();
-        let judge = |path: &Vec<u8>| {
+        let judge = |(path, limit): (&Vec<u8>, &MaxLoss)| {
             let state = self.states.get(path)?;
-            let limit = limits.get(path).copied().unwrap_or_default();
             let found = found.get(path).unwrap_or(&missing);
             let unread = unread.get(path).copied().unwrap_or_default();
-            let (cause, then) = loss(state, found, unread, limit)?;
+            let (cause, then) = loss(state, found, unread, *limit)?;
             Some(Emptied {
                 path: absolute(path).into_os_string().into_encoded_bytes().into(),
                 cause,
@@ -239,7 +260,7 @@ impl<'a> Reference<'a> {
                 since: Some(Id(*self.id.as_bytes())),
             })
         };
-        all.into_iter().filter_map(judge).collect()
+        limits.iter().filter_map(judge).collect()
     }
 
     /// Describes directories below sources whose files are lost. `root` is the new tree, which may have
@@ -332,9 +353,9 @@ pub fn count_unread(
     if entry.kind == EntryKind::Directory {
         return;
     }
-    let own = sources.contains_key(&entry.path).then_some(&entry.path);
+    let own = sources.contains_key(&entry.path).then_some(&entry.path[..]);
     for source in own.into_iter().chain(innermost(&entry.path, sources)) {
-        unread.entry(source.clone()).or_default().add(entry);
+        unread.entry(source.to_vec()).or_default().add(entry);
     }
 }
 

@@ -322,6 +322,7 @@ impl<'a> BackupState<'a> {
             ..self.noted.record(&excludes, &named)
         };
         let found = self.found(&root, &sources);
+        let limits = options.guard.limits(&found);
         let mut emptied: Vec<Emptied> = Vec::new();
         let Differences { new, changed, removed } = match &self.parent {
             Some((id, parent)) => {
@@ -344,8 +345,8 @@ impl<'a> BackupState<'a> {
                             &was_looked_for,
                             &mut skip,
                         );
-                        let reference = Reference::new(*id, then, &self.packer);
-                        let mut lost = reference.judge(&found, &unread, &options.guard);
+                        let reference = Reference::new(*id, then, &limits, &self.packer);
+                        let mut lost = reference.judge(&found, &unread, &limits);
                         let dirs = &self.emptied_dirs;
                         lost.extend(reference.emptied_dirs(dirs, &root, &self.packer));
                         let is_known =

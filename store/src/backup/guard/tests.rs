@@ -144,9 +144,11 @@ fn files_count_for_the_innermost_source() {
     assert_eq!(of("a-b"), (1, 3));
     assert_eq!(of("z"), (0, 0));
     assert_eq!(of("not/there"), (0, 0));
-    let innermost = |path: &str| innermost(path.as_bytes(), &counts).map(|of| &of[..]);
-    assert_eq!(innermost("a/in/deep/2"), Some(&b"a/in/deep"[..]));
-    assert_eq!(innermost("a/inner"), Some(&b"a"[..]));
+    let innermost = |path: &str| innermost(path.as_bytes(), &counts).map(<[u8]>::to_vec);
+    assert_eq!(innermost("a/in/deep/2"), Some(b"a/in/deep".to_vec()));
+    assert_eq!(innermost("a/inner"), Some(b"a".to_vec()));
+    assert_eq!(innermost("a/in"), Some(b"a".to_vec()));
+    assert_eq!(innermost("a"), None);
     assert_eq!(innermost("b"), None);
     // All paths are below the root.
     let mut counts = SourceCounts::new([&Vec::new()]);
