@@ -2,6 +2,7 @@
 
 use crate::support::sandbox::{Dice, NOBODY, Outcome, Sandbox, need_root};
 use crate::support::stores::{Listener, back_up, backup_options, restore_options};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -505,6 +506,59 @@ fn hard_links_of_a_lost_file_do_not_link_to_an_old_file() {
     assert!(restored.stderr.contains("target/a") && restored.stderr.contains("target/b"));
     assert!(!sandbox.has("target/b"), "{}", restored.all_output());
     assert_eq!(sandbox.read("target/a"), b"what was there before");
+}
+
+#[test]
+fn a_dry_run_names_what_the_store_lost() {
+    let sandbox = Sandbox::with_store();
+    let mut dice = Dice::new(1);
+    sandbox.write("source/lost", dice.bytes(1_000_000));
+    sandbox.tool("ln").args(["source/lost", "source/too"]).run().ok();
+    sandbox.tool("truncate").args(["-s", "1G", "source/holes"]).run().ok();
+    sandbox.write("source/small", "1");
+    sandbox.backup(["source"]);
+    // Longer than a recipe in an entry.
+    sandbox.write("source/long", dice.bytes(40_000_000));
+    sandbox.write("source/kept", "2");
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let restore = |target: &str, more: &[&str]| {
+        let arguments = ["restore", &place, "--target", target, "--json"];
+        let outcome = sandbox.run([&arguments[..], more].concat());
+        let lines = outcome.json();
+        let is_error = |line: &&serde_json::Value| line["message_type"] == "error";
+        let names = lines.iter().filter(is_error).map(|line| line["item"].to_string());
+        (
+            outcome.code(),
+            names.collect::<Vec<_>>(),
+            lines.last().expect("a summary")["errors"].clone(),
+        )
+    };
+    assert_eq!(restore("whole", &["--dry-run"]).0, Some(0));
+    restore("whole", &[]);
+    let list = sandbox.tool("find").args(["store/segments", "-size", "+900k"]).run().ok().stdout;
+    let segments: Vec<&str> = list.lines().collect();
+    assert!(segments.len() > 1, "{list}");
+    for damage in [&|segment: &str| sandbox.remove(segment) as _, &|segment: &str| {
+        let mut bytes = sandbox.read(segment);
+        bytes[500_000] ^= 1;
+        std::fs::write(sandbox.path(segment), bytes).expect("damages");
+    }] as [&dyn Fn(&str); 2]
+    {
+        let kept: Vec<Vec<u8>> = segments.iter().map(|segment| sandbox.read(segment)).collect();
+        segments.iter().for_each(|segment| damage(segment));
+        // Damage is known from then on.
+        sandbox.run(["check", "--read-data"]).ends_with(1);
+        let dry = restore("out", &["--dry-run"]);
+        assert_eq!((dry.0, dry.1.len()), (Some(3), 3), "{dry:?}");
+        assert_eq!(dry, restore("out", &[]));
+        // What is there needs nothing of the store.
+        assert_eq!(restore("whole", &["--dry-run"]).0, Some(0));
+        sandbox.remove("out");
+        for (segment, bytes) in segments.iter().zip(kept) {
+            std::fs::write(sandbox.path(segment), bytes).expect("writes");
+        }
+    }
 }
 
 #[test]

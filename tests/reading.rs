@@ -195,6 +195,32 @@ fn a_listed_name_without_an_entry_is_not_deleted_without_a_word() {
 }
 
 #[test]
+fn a_page_that_cannot_be_read_for_a_moment_keeps_nothing_from_being_deleted_without_a_word() {
+    let sandbox = Sandbox::with_store();
+    for at in 0..30 {
+        sandbox.write(&format!("source/{at}"), at.to_string());
+    }
+    sandbox.backup(["source"]);
+    let segments = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok().stdout;
+    let place = sandbox.at("latest", "source");
+    for at in 1..12 {
+        sandbox.write("source/extra", "");
+        let inject = format!("inject=pread64:error=EIO:when={at}");
+        let paths = segments.lines().flat_map(|segment| ["-P", segment]);
+        let faults: Vec<&str> = paths.chain(["-e", &inject]).collect();
+        let restore = ["restore", &place, "--target", "source", "--delete"];
+        let outcome = traced(&sandbox, &faults, &restore).run();
+        match outcome.code() {
+            Some(0) => assert!(!sandbox.has("source/extra"), "{at}: {}", outcome.stderr),
+            code => {
+                assert_eq!(code, Some(3), "{at}");
+                assert!(outcome.stderr.contains("nothing was deleted"), "{at}");
+            }
+        }
+    }
+}
+
+#[test]
 fn owners_that_a_user_namespace_does_not_know_are_named_once() {
     need_root();
     let sandbox = Sandbox::with_store();

@@ -3,7 +3,7 @@
 use super::git_caches::GitCaches;
 use super::similar_names::are_similar;
 use super::{Options, Restore, join, relative, selected};
-use crate::entry::{Displayed, EntryKind, is_within, path_cmp};
+use crate::entry::{Displayed, Entry, EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::git;
 use crate::glob::ends;
@@ -38,7 +38,14 @@ pub(super) struct Extra {
     pub(super) mounts: Vec<Vec<u8>>,
     /// Unreadable paths, below which extra paths cannot be found, with the reason.
     pub(super) unseen: Vec<(Vec<u8>, Reason)>,
+    /// True if a part of the snapshot's tree could not be read. It may hold any path, so that there
+    /// are no paths to remove.
+    pub(super) is_lost: bool,
 }
+
+/// Reason why extra paths stay.
+pub(super) const LOST: &str =
+    "nothing was deleted, because parts of the snapshot's tree cannot be read";
 
 impl Extra {
     /// Warns of mount points with newer files that may stay.
@@ -82,7 +89,8 @@ impl Restore<'_> {
             found = search()?;
         }
         found.warn_of_mounts(self.store, shown, &self.prefix);
-        let Extra { paths, giving_way, unseen, .. } = found;
+        let Extra { paths, giving_way, unseen, is_lost, .. } = found;
+        self.lost |= is_lost;
         for (path, reason) in unseen {
             self.count_not_deleted(&path, reason);
         }
@@ -136,8 +144,7 @@ impl Restore<'_> {
         options: &Options,
     ) -> Result<()> {
         if self.lost && options.delete {
-            let note = "nothing was deleted: parts of the snapshot's tree cannot be read";
-            self.store.observer().event(Event::Note(note.into()));
+            self.count_not_deleted(b"", LOST);
             return Ok(());
         }
         self.remove_all(extra);
@@ -197,6 +204,7 @@ pub(super) fn extra(
         let giving_way = found.giving_way.into_iter();
         all.giving_way.extend(giving_way.filter(|path| *path != top || !is_mounted));
         all.mounts.extend(found.mounts);
+        all.is_lost |= found.is_lost;
         let unseen = found.unseen.into_iter();
         all.unseen.extend(unseen.map(|(path, reason)| (relative(&path, prefix).to_vec(), reason)));
     }
@@ -301,13 +309,13 @@ fn extra_below(
     let mut mounts = std::mem::take(&mut skipped.mounts);
     mounts.retain(|path| options.selects(path) && !options.keep.covers(path) && has_entries(path));
     if is_lost.get() {
-        // The lost part of the tree may hold any path.
-        return Ok(Extra::default());
+        return Ok(Extra { is_lost: true, ..Extra::default() });
     }
     extra.retain(|path| !kept.contains(path));
     extra.dedup_by(|inner, outer| is_within(inner, outer));
     in_the_way.retain(|dir| !kept.contains(dir));
-    Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), mounts, unseen })
+    let giving_way = in_the_way.into_iter().collect();
+    Ok(Extra { paths: extra, giving_way, mounts, unseen, is_lost: false })
 }
 
 /// Recognises objects of names that the tree has in a similar form, on a file system that does not
@@ -333,8 +341,10 @@ impl Similar<'_> {
             self.dir = Some((parent.to_vec(), self.merges(parent, name)));
         }
         let merges = self.dir.as_ref().is_some_and(|(_, merges)| *merges);
-        let mut known = crate::tree::children(self.root, parent, self.store).flatten();
-        if merges && known.any(|entry| are_similar(split(&entry.path).1, name)) {
+        // A lost entry may be the one.
+        let is_this = |entry: &Entry| are_similar(split(&entry.path).1, name);
+        let mut known = crate::tree::children(self.root, parent, self.store);
+        if merges && known.any(|entry| entry.map_or(true, |entry| is_this(&entry))) {
             self.known = Some(path.to_vec());
         }
         self.known.as_deref() == Some(path)

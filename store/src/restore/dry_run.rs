@@ -2,18 +2,19 @@
 
 use super::borrowed::Alternates;
 use super::content::with_content;
-use super::delete::{Extra, extra};
+use super::delete::{Extra, LOST, extra};
 use super::git_caches::GitCaches;
 use super::passages::{self, Passages, not_replaced, note_kept};
 use super::{
     Options, Report, Top, below_unmade, dir_in_the_way, fatal, join, reason_of, relative, selected,
 };
 use crate::access;
+use crate::chunks::Chunks;
 use crate::entry::{Content, Displayed, Entry, EntryKind, LinkKey, Xattrs, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::{Event, Reason};
-use crate::recipe::{Extent, Extents, Recipe};
+use crate::recipe::{Extent, Extents};
 use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{self, Metadata, Refused, Rights, Trials};
@@ -47,10 +48,8 @@ struct DryRun<'a> {
     /// Last directory that the restore cannot make.
     unmade: Option<Vec<u8>>,
     links: HashMap<LinkKey, Link>,
-    /// Bytes that the restore writes, with the holes of `long_files`.
+    /// Bytes that the restore writes.
     needed_bytes: u64,
-    /// Recipes of several pages, whose holes are counted only if space is short, with file sizes.
-    long_files: Vec<(Recipe, u64)>,
     alternates: Alternates,
     report: Report,
 }
@@ -117,10 +116,10 @@ pub(super) fn dry_run(
         unmade: None,
         links: HashMap::new(),
         needed_bytes: 0,
-        long_files: Vec::new(),
         alternates: Alternates::default(),
         report: Report::default(),
     };
+    let _shared = store.index().reading();
     for item in selected(root, from, options, store) {
         store.observer().progress().check()?;
         match item {
@@ -130,6 +129,7 @@ pub(super) fn dry_run(
                 run.take(&entry)?;
             }
             Err(lost) => {
+                run.extra.is_lost = true;
                 run.report.failed += lost.entries.unwrap_or(1).saturating_sub(1);
                 run.report.has_uncounted |= lost.entries.is_none();
                 run.failed(relative(lost.span.from(), prefix), reason_of(&lost));
@@ -137,7 +137,7 @@ pub(super) fn dry_run(
         }
     }
     run.delete(root, options)?;
-    let needed = run.needed_bytes(free_bytes.unwrap_or(u64::MAX));
+    let needed = run.needed_bytes;
     if let Some(free) = free_bytes.filter(|free| *free < needed) {
         let target = target.displayed();
         let note =
@@ -216,18 +216,21 @@ impl DryRun<'_> {
             refused = made.and_then(std::result::Result::err).map(io::Error::from);
         }
         let is_restored = known.as_ref().is_some_and(|link| link.is_restored);
+        let is_made = present.is_none() && refused.is_none() && !is_in_the_way && !is_restored;
+        let lost = if is_made { self.need(entry).err() } else { None };
         if !is_restored
             && let Some(link) = key.and_then(|key| self.links.get_mut(&key))
             && link.copy.is_none()
         {
-            link.is_restored = !is_in_the_way && refused.is_none();
+            link.is_restored = !is_in_the_way && refused.is_none() && lost.is_none();
             link.first.clone_from(&path);
         }
         if is_in_the_way {
             self.failed(&path, dir_in_the_way(self.is_delete));
+        } else if let Some(error) = lost {
+            self.failed(&path, &error);
         } else if let Some(Obstacle::Unknown(dir)) = obstacle {
             self.report.files_hidden += u64::from(entry.kind == EntryKind::File && !is_restored);
-            self.need(entry);
             self.note_hidden(dir, "looking whether the restore can replace a directory");
         } else if let Some(error) = refused {
             self.refused(&path, &error)?;
@@ -373,7 +376,6 @@ impl DryRun<'_> {
             self.count_metadata(entry, path, stat);
             return;
         }
-        self.need(entry);
         if let Some(dir) = self.hiding_dir(path) {
             self.report.files_hidden += 1;
             self.note_hidden(dir, "comparing the files in it");
@@ -612,32 +614,10 @@ impl DryRun<'_> {
         self.store.observer().event(Event::Note(note));
     }
 
-    /// Adds the bytes that a restore of a file writes.
-    fn need(&mut self, entry: &Entry) {
-        let bytes = match &entry.content {
-            Content::Recipe(recipe) if recipe.level == 0 => {
-                bytes_without_holes(self.store, recipe, entry.size)
-            }
-            Content::Recipe(recipe) => {
-                self.long_files.push((recipe.clone(), entry.size));
-                entry.size
-            }
-            _ => entry.size,
-        };
-        self.needed_bytes = self.needed_bytes.saturating_add(bytes);
-    }
-
-    /// Returns the number of bytes that the restore writes. Reads long recipes only if the files
-    /// seem to need more than the free space.
-    fn needed_bytes(&self, free: u64) -> u64 {
-        let mut needed = self.needed_bytes;
-        for (recipe, size) in &self.long_files {
-            if needed <= free {
-                break;
-            }
-            needed -= size - bytes_without_holes(self.store, recipe, *size).min(*size);
-        }
-        needed
+    /// Adds the bytes that a restore of an entry writes. Fails if the store lacks some of them.
+    fn need(&mut self, entry: &Entry) -> Result<()> {
+        self.needed_bytes = self.needed_bytes.saturating_add(bytes_to_write(self.store, entry)?);
+        Ok(())
     }
 
     fn kind_of(&self, path: &[u8]) -> Option<EntryKind> {
@@ -715,6 +695,10 @@ impl DryRun<'_> {
         for dir in closed_dirs {
             self.note_hiding(&dir, "searching it for paths to delete");
         }
+        if self.extra.is_lost && options.delete {
+            self.not_deleted(b"", LOST);
+            return Ok(());
+        }
         let Some(dir) = self.dir.take() else { return Ok(()) };
         for path in &self.extra.paths {
             self.git_caches.removed(&join(self.prefix, path));
@@ -750,15 +734,21 @@ fn note_lost_rights(entry: &Entry, refused: &mut Refused) {
     }
 }
 
-/// Returns the number of bytes that a restore of a file writes. An unreadable recipe counts in full.
-fn bytes_without_holes(store: &Store, recipe: &Recipe, size: u64) -> u64 {
+/// Returns the number of bytes that a restore of an entry writes. Fails if the store lacks a chunk.
+/// Reads only chunks in segments that are known to be damaged.
+fn bytes_to_write(store: &Store, entry: &Entry) -> Result<u64> {
+    let recipe = match &entry.content {
+        Content::Empty => return Ok(0),
+        Content::Inline(bytes) => return Ok(bytes.len() as u64),
+        Content::Recipe(recipe) => recipe,
+    };
     let mut bytes = 0u64;
     for extent in Extents::new(recipe, store) {
-        match extent {
-            Ok(Extent::Slice { len, .. }) => bytes = bytes.saturating_add(len),
-            Ok(Extent::Hole { .. }) => {}
-            Err(_) => return size,
+        let Extent::Slice { chunk, len, .. } = extent? else { continue };
+        if !store.locate(&chunk)?.is_healthy {
+            store.get(&chunk)?;
         }
+        bytes = bytes.saturating_add(len);
     }
-    bytes
+    Ok(bytes)
 }
