@@ -8,7 +8,7 @@ use crate::id::ChunkId;
 use crate::recipe::{Extent, Extents};
 use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
 use std::cmp::Ordering;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Change {
     Removed(Entry),
     /// In both, with other content, target, kind or device.
     Modified(Entry, Entry),
-    /// In both, with other metadata only.
+    /// In both, with other metadata only, or as a name of another file.
     Metadata(Entry, Entry),
 }
 
@@ -46,6 +46,7 @@ pub fn diff<E>(
     let mut left = entries(left, &shared, chunks).peekable();
     let mut right = entries(right, &shared, chunks).peekable();
     let mut lost_parts: Vec<Span> = Vec::new();
+    let mut links = Links::default();
     loop {
         let order = match (left.peek(), right.peek()) {
             (None, None) => return Ok(()),
@@ -60,7 +61,7 @@ pub fn diff<E>(
             Ordering::Less => left.next().transpose().map(|entry| entry.map(Change::Removed)),
             Ordering::Greater => right.next().transpose().map(|entry| entry.map(Change::Added)),
             Ordering::Equal => match (left.next(), right.next()) {
-                (Some(Ok(a)), Some(Ok(b))) => Ok(compare(a, b, has_same_content)),
+                (Some(Ok(a)), Some(Ok(b))) => Ok(compare(a, b, &mut links, has_same_content)),
                 // Lost in both trees: report it once.
                 (Some(Err(lost)), _) | (_, Some(Err(lost))) => Err(lost),
                 _ => Ok(None),
@@ -105,12 +106,48 @@ fn first_path(item: &Result<Entry, Lost>) -> &[u8] {
 fn compare(
     a: Entry,
     b: Entry,
+    links: &mut Links,
     has_same_content: &dyn Fn(&Entry, &Entry) -> bool,
 ) -> Option<Change> {
     if !has_same_description(&a, &b) || !has_same_content(&a, &b) {
         return Some(Change::Modified(a, b));
     }
-    (!has_same_metadata(&a, &b)).then_some(Change::Metadata(a, b))
+    let has_same_names = links.pair(&a, &b);
+    (!has_same_metadata(&a, &b) || !has_same_names).then_some(Change::Metadata(a, b))
+}
+
+/// Files of two trees that have the same names. Inode numbers may differ throughout.
+#[derive(Debug, Default)]
+struct Links {
+    seconds: HashMap<Inode, Inode>,
+    firsts: HashMap<Inode, Inode>,
+}
+
+/// What names of one file share within a tree: number of the file system and of the inode, or the
+/// path of a file with one name.
+type Inode = Result<(u64, u64), Vec<u8>>;
+
+fn inode(entry: &Entry) -> Inode {
+    let of_link = entry.hard_link.map(|link| (link.file_system, entry.inode));
+    of_link.ok_or_else(|| entry.path.clone())
+}
+
+impl Links {
+    /// Pairs the files of one path. Returns false if one of them is paired with another file.
+    fn pair(&mut self, a: &Entry, b: &Entry) -> bool {
+        if a.hard_link.is_none() && b.hard_link.is_none() {
+            return true;
+        }
+        let (a, b) = (inode(a), inode(b));
+        match (self.seconds.get(&a), self.firsts.get(&b)) {
+            (None, None) => {
+                self.firsts.insert(b.clone(), a.clone());
+                self.seconds.insert(a, b);
+                true
+            }
+            (second, first) => second == Some(&b) && first == Some(&a),
+        }
+    }
 }
 
 /// Returns true if two entries of one path do not differ, and are stored alike.
