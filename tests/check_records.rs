@@ -26,6 +26,27 @@ fn standings(sandbox: &Sandbox) -> Vec<Value> {
 }
 
 #[test]
+fn a_damaged_record_is_no_longer_named_once_it_is_forgotten() {
+    let sandbox = Sandbox::with_store();
+    for at in 0..2 {
+        sandbox.write("source/a", at.to_string());
+        sandbox.backup(["source"]);
+    }
+    let id = sandbox.snapshot_ids().pop().expect("a snapshot");
+    let record = format!("store/snapshots/{id}");
+    sandbox.write(&record, Dice::new(1).bytes(200));
+    sandbox.run(["check"]).ends_with(1);
+    let stderr = sandbox.run(["backup", "source"]).ends_with(3).stderr;
+    assert!(stderr.contains("is damaged"), "{stderr}");
+    sandbox.run(["forget", &id]).ok();
+    for check in ["check", "--version"] {
+        let stderr = sandbox.run(["backup", "source"]).ok().stderr;
+        assert!(!stderr.contains("damaged"), "{stderr}");
+        sandbox.run([check]).ok();
+    }
+}
+
+#[test]
 fn a_full_check_makes_snapshots_checked() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a".repeat(5000));

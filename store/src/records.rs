@@ -108,8 +108,9 @@ impl Store {
         let event = match snapshot::mend(&*self.backend, self.codec, id) {
             Ok(false) => return,
             Ok(true) => Event::Note(format!("repaired one copy of the record of snapshot {short}")),
+            Err(error) if self.was_forgotten(id, &error) => return,
             Err(error) => Event::Warning(format!(
-                "one copy of the record of snapshot {short} is damaged: {error}"
+                "the record of snapshot {short} is damaged and was not repaired: {error}"
             )),
         };
         self.observer.event(event);
