@@ -935,6 +935,85 @@ fn a_signal_stops_output_to_a_blocked_pipe() {
 }
 
 #[test]
+fn a_difference_between_names_of_one_file_is_shown() {
+    let sandbox = Sandbox::with_store();
+    for name in ["a", "c", "alone"] {
+        sandbox.write(&format!("source/{name}"), "x");
+    }
+    let make = |script: &str| {
+        let all =
+            format!("cd source; {script}; touch -d @1000 *; touch -d @900 .; ln -f alone ../out");
+        sandbox.tool("sh").args(["-c", &all]).run().ok();
+        sandbox.backup(["source"]);
+    };
+    let changed = |first: &str| -> Vec<String> {
+        let lines = sandbox.run(["diff", first, "latest", "--json"]).ok().json();
+        let paths = lines.iter().filter(|line| line["message_type"] == "change");
+        paths.map(|line| line["path"].as_str().expect("a path").to_owned()).collect()
+    };
+    let all = |names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| sandbox.text(&format!("source/{name}"))).collect()
+    };
+    make("ln a b; ln c d");
+    // Another inode, and names outside, change no restore.
+    make("cp -p alone new; mv new alone");
+    assert_eq!(changed("latest~1"), all(&[]));
+    make("rm b; cp -p a b");
+    assert_eq!(changed("latest~1"), all(&["b"]));
+    make("ln -f a b");
+    assert_eq!(changed("latest~1"), all(&["b"]));
+    make("ln -f a d; ln -f c b");
+    assert_eq!(changed("latest~1"), all(&["b", "d"]));
+    assert_eq!(changed("latest~3"), all(&["b", "d"]));
+}
+
+#[test]
+fn a_signal_stops_work_whose_messages_nobody_reads() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/kept", "");
+    sandbox.backup(["source"]);
+    for n in 0..3000 {
+        sandbox.write(&format!("target/{n:0100}"), "");
+    }
+    let place = sandbox.at("latest", "source");
+    for output in [">pipe 2>&1", "2>pipe >&2", "--json >pipe"] {
+        let script = format!(
+            "rm -f pipe; mkfifo pipe; exec 3<>pipe; \"$FK\" restore \"$PLACE\" -t target --delete \
+             --dry-run {output} & p=$!; sleep .7; kill -TERM $p; \
+             for i in $(seq 30); do kill -0 $p || break; sleep .1; done; \
+             kill -KILL $p 2>/dev/null && echo killed; wait $p; echo $?"
+        );
+        let run = sandbox.tool("bash").args(["-c", &script]).env("FK", FORGEKEEP);
+        assert_eq!(run.env("PLACE", &place).run().stdout.trim(), "130", "{output}");
+    }
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_rules_and_configurations_from_a_silent_pipe() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "1");
+    sandbox.backup(["source"]);
+    for arguments in [
+        "backup source --exclude-file pipe",
+        "config check --config pipe",
+        "backup --instance a --config pipe",
+        "restore latest -t out --owner-map pipe",
+        "repair owners --as docker-gitlab source --owner-map pipe",
+        "repair owners --instance a --config pipe",
+        "notify test --config pipe",
+        "recover --instance a --config pipe",
+    ] {
+        let script = format!(
+            "rm -f pipe; mkfifo pipe; exec 3<>pipe; \"$FK\" {arguments} & p=$!; sleep .3; \
+             kill -TERM $p; for i in $(seq 30); do kill -0 $p 2>/dev/null || break; sleep .1; done; \
+             kill -KILL $p 2>/dev/null && echo killed; wait $p; echo $?"
+        );
+        let outcome = sandbox.tool("bash").args(["-c", &script]).env("FK", FORGEKEEP).run();
+        assert_eq!(outcome.stdout.trim(), "130", "{arguments}: {}", outcome.stderr);
+    }
+}
+
+#[test]
 fn messages_name_the_thing_the_fault_and_the_next_step() {
     let sandbox = small();
     sandbox.write("file", "");

@@ -6,6 +6,8 @@ mod place;
 mod report;
 mod startup;
 
+mod standard;
+
 mod exit;
 
 mod losses;

@@ -1,23 +1,16 @@
 //! Backs up standard input, or the output of a command.
 
 use crate::exit::{Failure, other, with_hint};
-use crate::startup::stdout_is_open;
+use crate::standard::StandardInput;
 use crate::ui::Ui;
 use forge::process::{Patience, Running};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::cell::Cell;
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::io::{self, Read};
 use store::Error;
 use store::backup::{Backup, BackupOptions, Likeness, Report};
 use store::entry::Displayed;
-use store::observe::Progress;
 use store::store::Store;
-
-/// Interval between checks for a stop request.
-const TICK: Duration = Duration::from_millis(100);
 
 /// A stream to back up.
 pub struct Stream<'a> {
@@ -121,65 +114,5 @@ impl Read for Counted<'_> {
         let len = self.input.read(into)?;
         self.bytes.set(self.bytes.get() + len as u64);
         Ok(len)
-    }
-}
-
-/// Standard input. It may be silent for hours, and a stop request ends the read.
-struct StandardInput<'a> {
-    progress: &'a Progress,
-}
-
-impl Read for StandardInput<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let stdin = rustix::stdio::stdin();
-        loop {
-            self.progress.check().map_err(io::Error::other)?;
-            if wait(stdin, PollFlags::IN)? {
-                match rustix::io::read(stdin, &mut *into) {
-                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                    read => return Ok(read?),
-                }
-            }
-        }
-    }
-}
-
-/// Standard output. Its reader may be slow or stuck, and a stop request ends the write.
-pub struct StandardOutput<'a> {
-    /// Reports a stop request.
-    pub progress: &'a Progress,
-}
-
-/// Number of bytes that a ready pipe accepts without blocking.
-const PIPE_BYTES: usize = 4096;
-
-impl Write for StandardOutput<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        stdout_is_open()?;
-        let stdout = rustix::stdio::stdout();
-        let piece = &bytes[..bytes.len().min(PIPE_BYTES)];
-        loop {
-            self.progress.check().map_err(io::Error::other)?;
-            if wait(stdout, PollFlags::OUT)? {
-                match rustix::io::write(stdout, piece) {
-                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                    written => return Ok(written?),
-                }
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Waits up to one tick. Returns true if `fd` can be read or written.
-fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<bool> {
-    let tick = Timespec::try_from(TICK).map_err(io::Error::other)?;
-    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&tick)) {
-        Ok(0) | Err(rustix::io::Errno::INTR) => Ok(false),
-        Ok(_) => Ok(true),
-        Err(error) => Err(error.into()),
     }
 }

@@ -3,6 +3,7 @@
 use crate::exit::Failure;
 use crate::json::{self, ExitError, Line, PathError, Status, Warning};
 use crate::report::shown;
+use crate::standard::StandardStream::{Stderr, Stdout};
 use crate::startup::stdout_is_open;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -23,8 +24,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// Interval between lines about progress if there is no terminal.
 const STATUS: Duration = Duration::from_secs(30);
 
-/// Maximum time after a signal for a command that prints its result to end.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Maximum time after a signal for work to end. A read of a hung file system never returns.
 const HUNG: Duration = Duration::from_secs(10);
 
@@ -69,22 +68,24 @@ pub struct Ui {
     quiet: bool,
     verbose: bool,
     wants_stop: Arc<AtomicBool>,
+    /// True if the next signal ends the program at once.
+    may_end: Arc<AtomicBool>,
     /// Signal handlers that let a second signal end the program at once.
     impatient: Vec<SigId>,
     /// True if the program must undo its changes to other services before it ends.
     is_held: Arc<AtomicBool>,
-    stdout: Mutex<io::Stdout>,
     warnings: Arc<Mutex<Warnings>>,
 }
 
 impl Ui {
     /// Configures output by the arguments, and handles SIGINT, SIGTERM and SIGHUP.
     ///
-    /// The first signal asks the command to stop, the second ends the program. A signal that the
-    /// parent process ignores, such as SIGHUP below `nohup`, stays ignored.
+    /// A signal ends the program until the work begins. Then the first one asks the command to stop, and
+    /// the second one ends the program. A signal that the parent process ignores, such as SIGHUP below
+    /// `nohup`, stays ignored.
     pub fn new(Output { json, quiet, verbose }: Output) -> Ui {
         let wants_stop = Arc::new(AtomicBool::new(false));
-        let may_end = Arc::new(AtomicBool::new(false));
+        let may_end = Arc::new(AtomicBool::new(true));
         let mut impatient = Vec::new();
         let ignored = ignored_signals();
         let signals = [
@@ -101,9 +102,13 @@ impl Ui {
         }
         // A file that exceeds the size limit is an error of that file and must not end the run.
         let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
-        let stdout = Mutex::new(io::stdout());
         let (warnings, is_held) = Default::default();
-        Ui { json, quiet, verbose, wants_stop, impatient, is_held, stdout, warnings }
+        Ui { json, quiet, verbose, wants_stop, may_end, impatient, is_held, warnings }
+    }
+
+    /// From now on, the first signal only asks the command to stop.
+    pub fn begin_work(&self) {
+        self.may_end.store(self.wants_stop(), Relaxed);
     }
 
     /// From now on, no signal ends the program before it has undone its changes to other services.
@@ -112,6 +117,7 @@ impl Ui {
         for id in &self.impatient {
             signal_hook::low_level::unregister(*id);
         }
+        self.may_end.store(false, Relaxed);
     }
 
     /// Returns true if a signal asked the program to stop.
@@ -146,9 +152,15 @@ impl Ui {
     }
 
     fn write(&self, line: &[u8]) -> Result<(), Failure> {
-        let mut stdout = self.stdout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let open = stdout_is_open();
-        written(open.and_then(|()| stdout.write_all(line)).and_then(|()| stdout.write_all(b"\n")))
+        match Stdout.print(line, &|| self.wants_stop()) {
+            Err(_) if self.wants_stop() => Err(Failure::Store(store::Error::Interrupted)),
+            printed => written(printed),
+        }
+    }
+
+    /// Prints a line on standard error. A failure can no longer be reported.
+    fn tell(&self, line: &str) {
+        let _ = Stderr.print(line.as_bytes(), &|| self.wants_stop());
     }
 
     /// Prints the error of a failed run.
@@ -156,34 +168,31 @@ impl Ui {
         if self.json {
             let _ = self.json(&ExitError { code, message, hint });
         }
-        let mut stderr = io::stderr().lock();
-        // A failure here can no longer be reported.
-        let _ = writeln!(stderr, "forgekeep: {}", shown(message));
+        self.tell(&format!("forgekeep: {}", shown(message)));
         // A hint may list choices, one a line.
         for line in hint.iter().flat_map(|hint| hint.split('\n')) {
-            let _ = writeln!(stderr, "  {}", shown(line));
+            self.tell(&format!("  {}", shown(line)));
         }
     }
 
     /// Prints a line beside a result that is nothing but paths or content, for a person who watches.
     pub fn aside(&self, text: &str) {
-        let mut stderr = io::stderr().lock();
-        if !self.json && !self.quiet && stderr.is_terminal() {
-            let _ = writeln!(stderr, "{}", shown(text));
+        if !self.json && !self.quiet && io::stderr().is_terminal() {
+            self.tell(&shown(text));
         }
     }
 
     /// Prints a warning, which must precede the result.
     pub fn warn(&self, text: &str) {
         remember(&self.warnings, text);
-        warn(self.json, text);
+        warn(self.json, text, &self.wants_stop);
     }
 
     /// Prints a warning that explains the result to people. The result itself gives programs the
     /// same, and its last line must remain their last line.
     pub fn explain(&self, text: &str) {
         if !self.json {
-            warn(false, text);
+            warn(false, text, &self.wants_stop);
         }
     }
 
@@ -268,12 +277,12 @@ fn remember(warnings: &Mutex<Warnings>, text: &str) {
     warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remember(text);
 }
 
-fn warn(is_json: bool, text: &str) {
-    if is_json {
-        let _ = writeln!(io::stdout(), "{}", formatted(&Warning { message: text }));
-    } else {
-        let _ = writeln!(io::stderr(), "{}", shown(text));
-    }
+fn warn(is_json: bool, text: &str, wants_stop: &AtomicBool) {
+    let is_over = || wants_stop.load(Relaxed);
+    let _ = match is_json {
+        true => Stdout.print(formatted(&Warning { message: text }).as_bytes(), &is_over),
+        false => Stderr.print(shown(text).as_bytes(), &is_over),
+    };
 }
 
 /// Maximum number of paths that are printed although this user may not write them.
@@ -292,12 +301,14 @@ pub struct Watch {
     is_hushed: AtomicBool,
     /// Number of paths that this user may not write.
     denied: AtomicU64,
+    wants_stop: Arc<AtomicBool>,
     ticker: Mutex<Option<JoinHandle<()>>>,
     warnings: Arc<Mutex<Warnings>>,
 }
 
 impl Watch {
     fn start(ui: &Ui, what: &'static str) -> Arc<Watch> {
+        ui.begin_work();
         let is_shown = !ui.json && !ui.quiet && io::stderr().is_terminal();
         let target =
             if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -313,14 +324,15 @@ impl Watch {
             ended: AtomicBool::new(false),
             is_hushed: AtomicBool::new(false),
             denied: AtomicU64::new(0),
+            wants_stop: Arc::clone(&ui.wants_stop),
             ticker: Mutex::new(None),
             warnings: Arc::clone(&ui.warnings),
         });
-        let (seen, wants_stop) = (Arc::clone(&watch), Arc::clone(&ui.wants_stop));
+        let seen = Arc::clone(&watch);
         // Without it, only progress and stop requests are missing. Services must be restarted even
         // at a limit of processes.
         let is_held = Arc::clone(&ui.is_held);
-        let ticker = std::thread::Builder::new().spawn(move || seen.tick(&wants_stop, &is_held));
+        let ticker = std::thread::Builder::new().spawn(move || seen.tick(&is_held));
         if let Ok(mut slot) = watch.ticker.lock() {
             *slot = ticker.ok();
         }
@@ -335,14 +347,25 @@ impl Watch {
             ticker.thread().unpark();
             let _ = ticker.join();
         }
-        self.bar.finish_and_clear();
+        self.clear();
+    }
+
+    /// Removes the bar, unless the terminal is stopped.
+    fn clear(&self) {
+        if self.bar.is_hidden() || Stderr.is_ready() {
+            self.bar.finish_and_clear();
+        }
+    }
+
+    fn wants_stop(&self) -> bool {
+        self.wants_stop.load(Relaxed)
     }
 
     /// Hides progress from now on, because the result is printed piece by piece. Still handles stop
     /// requests.
     pub fn hush(&self) {
         self.is_hushed.store(true, Relaxed);
-        self.bar.finish_and_clear();
+        self.clear();
     }
 
     /// Returns the time since the operation began.
@@ -350,16 +373,12 @@ impl Watch {
         self.started.elapsed()
     }
 
-    fn tick(&self, wants_stop: &AtomicBool, is_held: &AtomicBool) {
+    fn tick(&self, is_held: &AtomicBool) {
         let (mut status_at, mut asked_at) = (self.started + STATUS, None);
         loop {
-            if wants_stop.load(Relaxed) {
+            if self.wants_stop() {
                 self.progress.stop();
                 let waited = asked_at.get_or_insert_with(Instant::now).elapsed();
-                if self.is_hushed.load(Relaxed) && waited >= PATIENCE {
-                    // The result is being written, but its reader does not read.
-                    std::process::exit(130);
-                }
                 if waited >= HUNG && !is_held.load(Relaxed) && !self.ended.load(Relaxed) {
                     let after = HUNG.as_secs();
                     self.say(&format!(
@@ -375,7 +394,9 @@ impl Watch {
             if self.is_hushed.load(Relaxed) {
                 // Only a stop request matters.
             } else if !self.bar.is_hidden() {
-                self.draw();
+                if Stderr.is_ready() {
+                    self.draw();
+                }
             } else if !self.quiet && Instant::now() >= status_at {
                 status_at += STATUS;
                 self.status();
@@ -425,19 +446,24 @@ impl Watch {
                 total_bytes: bytes_total,
                 percent_done: if bytes_total > 0 { bytes as f64 / bytes_total as f64 } else { 0.0 },
             };
-            let _ = writeln!(io::stdout(), "{}", formatted(&status));
+            self.print_json(&status);
         } else {
-            let _ = writeln!(
-                io::stderr(),
-                "{}: {entries} entries, {} after {seconds} s",
-                self.what,
-                crate::report::size(bytes)
-            );
+            let size = crate::report::size(bytes);
+            let line = format!("{}: {entries} entries, {size} after {seconds} s", self.what);
+            let _ = Stderr.print(line.as_bytes(), &|| self.wants_stop());
         }
     }
 
     fn say(&self, text: &str) {
-        self.bar.suspend(|| warn(self.json, text));
+        let print = || warn(self.json, text, &self.wants_stop);
+        match self.bar.is_hidden() || !Stderr.is_ready() {
+            true => print(),
+            false => self.bar.suspend(print),
+        }
+    }
+
+    fn print_json<L: Line>(&self, line: &L) {
+        let _ = Stdout.print(formatted(line).as_bytes(), &|| self.wants_stop());
     }
 
     fn say_of(&self, path: &Path, text: &str) {
@@ -468,7 +494,7 @@ impl Watch {
             let (item, item_hex) = json::path(path.as_os_str().as_bytes());
             let error =
                 PathError { error: json::Reason { message: &reason }, during, item, item_hex };
-            let _ = writeln!(io::stdout(), "{}", formatted(&error));
+            self.print_json(&error);
         } else {
             let shown = store::entry::display_path(path.as_os_str().as_bytes());
             self.say(&format!("{kind} {shown}: {reason}"));

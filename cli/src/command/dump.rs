@@ -2,7 +2,7 @@ use super::Global;
 use crate::exit::{Failure, with_hint};
 use crate::select::{self, Filter, Found};
 use crate::selector::Place;
-use crate::stream::StandardOutput;
+use crate::standard::StandardOutput;
 use crate::ui::{Ui, written};
 use clap::Args;
 use std::ffi::OsString;

@@ -81,6 +81,7 @@ impl Test {
             config.instance(named)?;
         }
         let origin = Origin { instance, host: &host, run, is_test: true };
+        ui.begin_work();
         let wants_stop = || ui.wants_stop();
         let (record, drill);
         let what = match self.kind {

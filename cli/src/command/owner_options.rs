@@ -84,11 +84,18 @@ pub struct OwnerOptions {
 }
 
 impl OwnerOptions {
-    /// Returns the rules for a snapshot. Fails at the first rule with a fault, before anything is
-    /// written. `parts` returns the parts that the snapshot has of a kind.
+    /// Reads the file of rules, if one is given.
+    pub fn read(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.owner_map.as_deref().map(read).transpose()
+    }
+
+    /// Returns the rules for a snapshot, with `file` as the content of the file of rules. Fails at the
+    /// first rule with a fault, before anything is written. `parts` returns the parts that the snapshot
+    /// has of a kind.
     pub fn map(
         &self,
         snapshot: &Snapshot,
+        file: Option<&[u8]>,
         parts: impl Fn(&OwnersAs) -> Result<(Vec<Part>, Vec<PathBuf>), Failure>,
     ) -> Result<OwnerMap, Failure> {
         let kind = snapshot.instance.as_ref().map(|instance| &instance.kind[..]);
@@ -101,8 +108,8 @@ impl OwnerOptions {
             Unmatched::ByName
         };
         let mut map = OwnerMap::new(unmatched, Box::new(SystemAccounts));
-        if let Some(file) = &self.owner_map {
-            map.add_file(&file.displayed(), &read(file)?)?;
+        if let (Some(path), Some(rules)) = (&self.owner_map, file) {
+            map.add_file(&path.displayed(), rules)?;
         }
         for (option, class, lists) in [
             ("--usermap", Class::User, &self.usermap),

@@ -119,14 +119,18 @@ impl Owners {
         };
         let undo = self.write_owner_map.clone().unwrap_or_else(new_map);
         owner_options::check_new(&undo)?;
+        // Read before the work begins, so that a signal ends the wait for a silent pipe.
+        let place = match self.of.kind_as.as_ref().zip(self.dir.as_ref()) {
+            Some(place) => Ok(place),
+            None => Err(global.config.read()?),
+        };
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
-            let (mut plan, elsewhere) = match (&self.of.kind_as, &self.dir) {
-                (Some(kind), Some(dir)) => kind.plan(dir)?,
-                _ => {
+            let (mut plan, elsewhere) = match &place {
+                Ok((kind, dir)) => kind.plan(dir)?,
+                Err(config) => {
                     let name = self.of.name();
-                    let config = global.config.read()?;
                     let settings = config.instance(name)?;
                     let site = |is_offline| Site { instance: name, settings, progress, is_offline };
                     // After a restore, a server may be down.

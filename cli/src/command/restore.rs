@@ -85,6 +85,7 @@ impl Restore {
         let globs = |patterns: &[OsString]| Globs::new(patterns.iter().map(|glob| glob.as_bytes()));
         let (include, mut exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
+        let owner_map = self.owners.read()?;
         let (store, watch) = global.open_for(place.selector.instance.as_deref(), ui, "restore")?;
         let Found { id, snapshot, is_sure } = select::find(&store, &place.selector, &self.filter)?;
         if !snapshot.is_sound() {
@@ -134,7 +135,8 @@ impl Restore {
         }
         let root = snapshot.root.chunk();
         let parts = |kind: &OwnersAs| parts_as(kind, &store, &id, &snapshot, &place.path);
-        let owners = self.owners.map(&snapshot, parts).inspect_err(|_| watch.end())?;
+        let owners = self.owners.map(&snapshot, owner_map.as_deref(), parts);
+        let owners = owners.inspect_err(|_| watch.end())?;
         let owners = Arc::new(owners);
         let owner_record = self.owners.record(self.dry_run).inspect_err(|_| watch.end())?;
         let sources = snapshot.paths.iter().map(|path| tree_path(path)).collect();
