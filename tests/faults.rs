@@ -2,7 +2,6 @@
 
 use crate::support::sandbox::{Dice, NOBODY, Outcome, Sandbox, need_root};
 use crate::support::stores::{Listener, back_up, backup_options, restore_options};
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -506,6 +505,33 @@ fn hard_links_of_a_lost_file_do_not_link_to_an_old_file() {
     assert!(restored.stderr.contains("target/a") && restored.stderr.contains("target/b"));
     assert!(!sandbox.has("target/b"), "{}", restored.all_output());
     assert_eq!(sandbox.read("target/a"), b"what was there before");
+}
+
+#[test]
+fn a_name_that_is_there_serves_the_others_of_a_lost_file() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(1).bytes(300_000));
+    for other in ["b", "c", "d"] {
+        sandbox.tool("ln").args(["source/a", &format!("source/{other}")]).run().ok();
+    }
+    sandbox.backup(["source"]);
+    let list = sandbox.tool("find").args(["store/segments", "-size", "+100k"]).run().ok().stdout;
+    sandbox.remove(list.trim());
+    let place = sandbox.at("latest", "source");
+    for (there, lost) in [("a", 0), ("c", 2), ("d", 3)] {
+        let target = format!("has-{there}");
+        sandbox.tool("mkdir").args([&target]).run().ok();
+        sandbox.tool("cp").args(["-p", "source/a", &format!("{target}/{there}")]).run().ok();
+        let restore = ["restore", &place, "--target", &target, "--json"];
+        for arguments in [&[&restore[..], &["--dry-run"]].concat()[..], &restore] {
+            let outcome = sandbox.run(arguments).ends_with(if lost == 0 { 0 } else { 3 });
+            let errors = outcome.json().pop().expect("a summary")["errors"].clone();
+            assert_eq!(errors, lost, "{there}: {arguments:?} {}", outcome.all_output());
+        }
+        for name in ["a", "b", "c", "d"].iter().skip(lost) {
+            assert_eq!(sandbox.read(&format!("{target}/{name}")).len(), 300_000, "{there} {name}");
+        }
+    }
 }
 
 #[test]

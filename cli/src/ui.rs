@@ -24,6 +24,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// Interval between lines about progress if there is no terminal.
 const STATUS: Duration = Duration::from_secs(30);
 
+/// Maximum time after a signal for a command that prints its result to end.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Maximum time after a signal for work to end. A read of a hung file system never returns.
 const HUNG: Duration = Duration::from_secs(10);
 
@@ -379,6 +381,10 @@ impl Watch {
             if self.wants_stop() {
                 self.progress.stop();
                 let waited = asked_at.get_or_insert_with(Instant::now).elapsed();
+                if self.is_hushed.load(Relaxed) && waited >= PATIENCE {
+                    // The result is being written to a terminal, but nobody reads it.
+                    std::process::exit(130);
+                }
                 if waited >= HUNG && !is_held.load(Relaxed) && !self.ended.load(Relaxed) {
                     let after = HUNG.as_secs();
                     self.say(&format!(

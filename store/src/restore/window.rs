@@ -229,16 +229,21 @@ impl Restore<'_> {
     /// Makes another name of a file, or a copy if that fails.
     fn make_link(&mut self, link: OtherName) -> Result<()> {
         let OtherName { entry, first, path, is_fresh } = link;
-        if self.is_lost(&entry) {
-            self.failed(
-                &path,
-                format!("its other name {} could not be restored", display_path(&first)),
-            );
-            return Ok(());
-        }
         let key = entry.link_key();
+        let mut is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
+        if self.is_lost(&entry) {
+            if !self.has_content(&path, &entry) {
+                self.failed(
+                    &path,
+                    format!("its other name {} could not be restored", display_path(&first)),
+                );
+                return Ok(());
+            }
+            // What is there under this name serves the later ones.
+            key.map(|key| self.lost_links.lock().remove(&key));
+            is_unplaced = true;
+        }
         let copy = key.and_then(|key| self.copies.get(&key)).cloned();
-        let is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
         let names = entry.hard_link.map_or(1, |link| link.names);
         if let (Some(key), None, false, EntryKind::File) = (key, &copy, is_unplaced, entry.kind)
             && self.target.has_other_name(&first, &path, names)
