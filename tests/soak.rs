@@ -202,7 +202,10 @@ fn soak(length: Duration) {
                     rebuilds.add(sandbox.run(["index", "rebuild"]));
                     continue;
                 }
-                // As an administrator would do it, the database first.
+                // As an administrator would do it, the database first. The lock keeps others from making a
+                // new one meanwhile, from which these would be taken.
+                let lock = std::fs::File::open(sandbox.path("store/lock")).expect("opens");
+                lock.lock_shared().expect("locks");
                 for suffix in ["", "-shm", "-wal"] {
                     let _ =
                         std::fs::remove_file(sandbox.path(format!("store/index.sqlite{suffix}")));
