@@ -553,6 +553,27 @@ fn a_target_gets_the_metadata_of_its_own_directory() {
 }
 
 #[test]
+fn times_that_look_limited_or_rounded_are_set() {
+    let sandbox = Sandbox::with_store();
+    let wanted = [("a", "@-2"), ("b", "@3000000000"), ("c", "@1577836800.123456789")];
+    let found = [("a", "@0"), ("b", "@2147483647"), ("c", "@1577836800.123456700")];
+    for (dir, times) in [("source", wanted), ("target", found)] {
+        for (name, time) in times {
+            sandbox.write(&format!("{dir}/{name}"), name);
+            sandbox.tool("touch").args(["-d", time, &format!("{dir}/{name}")]).run().ok();
+        }
+    }
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "--target", "target"]).ok();
+    let times = |dir: &str| {
+        let times = ["a", "b", "c"].map(|name| format!("{dir}/{name}"));
+        sandbox.tool("stat").args(["-c", "%.9Y"]).args(times).run().ok().stdout
+    };
+    assert_eq!(times("target"), times("source"));
+}
+
+#[test]
 fn times_that_the_file_system_cannot_store_are_reported() {
     let sandbox = Sandbox::with_store();
     for (name, time) in [("late", "2100-01-01"), ("usual", "2000-01-01"), ("early", "1960-01-01")] {

@@ -26,12 +26,6 @@ pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// in 2038.
 const TIMES_HELD_EVERYWHERE: std::ops::RangeInclusive<i64> = 315_532_800..=i32::MAX as i64;
 
-/// First and last times of file systems, in seconds since 1970: of FAT, of signed and unsigned 32
-/// bits, of ext4, of XFS. A time beyond one of them is stored as that.
-const FIRST_TIMES: [i64; 3] = [i32::MIN as i64, 0, 315_532_800];
-const LAST_TIMES: [i64; 5] =
-    [i32::MAX as i64, u32::MAX as i64, 4_354_819_198, 15_032_385_535, 16_299_260_424];
-
 /// Steps of the times of file systems, in nanoseconds: of NTFS, of UDF, of exFAT, of old ext4 and
 /// HFS+, of FAT.
 const TIME_STEPS: [i128; 5] = [100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000];
@@ -237,12 +231,9 @@ impl Target {
                 Err(error) => refused.note("mode", &error),
             }
         }
-        if let Some(mtime) = metadata.mtime.filter(|mtime| is_new || !is_held(*mtime, stat)) {
-            // Another attempt would only change the ctime.
-            let is_limit = !is_new && is_limited(mtime, stat);
-            let held = stat.mtime.seconds;
-            let set = if is_limit { Err(not_held(mtime, held)) } else { node.set_mtime(mtime) };
-            match set {
+        // A time that looks rounded or limited by the file system may be another one.
+        if let Some(mtime) = metadata.mtime.filter(|mtime| is_new || *mtime != stat.mtime) {
+            match node.set_mtime(mtime) {
                 Ok(()) if node.at.is_none() => {
                     self.check_heeded(Setting::Time, node, stat, |now| {
                         let is_set = is_about(mtime, now);
@@ -438,14 +429,6 @@ pub(crate) fn is_held(wanted: Time, stat: &Stat) -> bool {
 /// Returns true if a file has this time, up to the coarsest rounding of file systems.
 fn is_about(wanted: Time, stat: &Stat) -> bool {
     stat.mtime.seconds.abs_diff(wanted.seconds) <= 2
-}
-
-/// Returns true if a file has the first or last time of its file system instead of one beyond.
-fn is_limited(wanted: Time, stat: &Stat) -> bool {
-    let held = stat.mtime.seconds;
-    stat.mtime.nanoseconds == 0
-        && (FIRST_TIMES.contains(&held) && wanted.seconds < held
-            || LAST_TIMES.contains(&held) && wanted.seconds > held)
 }
 
 fn not_held(wanted: Time, held: i64) -> io::Error {
