@@ -25,6 +25,87 @@ fn standings(sandbox: &Sandbox) -> Vec<Value> {
     sandbox.json(["snapshots"]).iter().map(|line| line["checked"].clone()).collect()
 }
 
+/// Damages the first segment of more than 900 kB, and returns it.
+fn damage_a_large_segment(sandbox: &Sandbox) -> String {
+    let list = sandbox.tool("find").args(["store/segments", "-size", "+900k"]).run().ok().stdout;
+    let segment = list.lines().next().expect("there is one").to_owned();
+    let mut bytes = sandbox.read(&segment);
+    bytes[150_000] ^= 1;
+    sandbox.write(&segment, bytes);
+    segment
+}
+
+#[test]
+fn damage_is_known_with_a_new_index() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(1).bytes(1_000_000));
+    sandbox.backup(["source"]);
+    damage_a_large_segment(&sandbox);
+    sandbox.run(["check", "--read-data"]).ends_with(1);
+    let dry = ["restore", "latest", "--target", "out", "--dry-run"];
+    for renew in [&["index", "rebuild"][..], &["snapshots"]] {
+        sandbox.run(renew).ok();
+        sandbox.run(dry).ends_with(3);
+        sandbox.run(["check"]).ends_with(1);
+        for suffix in ["", "-shm", "-wal"] {
+            let file = format!("store/index.sqlite{suffix}");
+            if sandbox.has(&file) {
+                sandbox.remove(&file);
+            }
+        }
+        sandbox.run(dry).ends_with(3);
+        sandbox.run(["check"]).ends_with(1);
+    }
+}
+
+/// With damage in a segment that a prune rewrites, the next backup stores the content again,
+/// whether a check found it before or the prune does.
+#[test]
+fn a_prune_hides_no_damage_from_backups() {
+    for is_known in [true, false] {
+        let sandbox = Sandbox::with_store();
+        for at in 0..20 {
+            sandbox.write(&format!("source/{at:02}"), Dice::new(at).bytes(300_000));
+        }
+        sandbox.backup(["source"]);
+        let first = sandbox.snapshot_ids().remove(0);
+        for at in 1..20 {
+            sandbox.remove(format!("source/{at:02}"));
+        }
+        sandbox.run(["backup", "--allow-loss", "source"]).ok();
+        damage_a_large_segment(&sandbox);
+        if is_known {
+            sandbox.run(["check", "--read-data"]).ends_with(1);
+        }
+        sandbox.run(["index", "rebuild"]).ok();
+        sandbox.run(["forget", &first]).ok();
+        sandbox.run(["prune"]).ends_with(i32::from(!is_known));
+        sandbox.run(["index", "rebuild"]).ok();
+        sandbox.run(["backup", "source"]).ends_with(0);
+        sandbox.restore(&sandbox.at("latest", "source"), "out");
+        assert_eq!(sandbox.read("out/00"), sandbox.read("source/00"), "{is_known}");
+        sandbox.run(["prune"]).ok();
+        sandbox.run(["check", "--read-data"]).ok();
+    }
+}
+
+#[test]
+fn a_pinned_snapshot_with_a_damaged_record_can_be_forgotten() {
+    let sandbox = Sandbox::with_store();
+    for at in 0..2 {
+        sandbox.write("source/a", at.to_string());
+        sandbox.backup(["source"]);
+    }
+    let id = sandbox.snapshot_ids().pop().expect("a snapshot");
+    sandbox.run(["pin", &id]).ok();
+    sandbox.write(&format!("store/snapshots/{id}"), Dice::new(1).bytes(200));
+    sandbox.run(["forget", &id]).fails(1, &["is pinned", "unpin"]);
+    let printed = sandbox.run(["unpin", &id[..12]]).ok().stdout;
+    assert!(printed.contains("unpinned: ") && printed.contains("damaged"), "{printed}");
+    sandbox.run(["forget", &id]).ok();
+    sandbox.run(["prune"]).ok();
+}
+
 #[test]
 fn a_damaged_record_is_no_longer_named_once_it_is_forgotten() {
     let sandbox = Sandbox::with_store();

@@ -529,7 +529,7 @@ fn a_name_that_is_there_serves_the_others_of_a_lost_file() {
             assert_eq!(errors, lost, "{there}: {arguments:?} {}", outcome.all_output());
         }
         for name in ["a", "b", "c", "d"].iter().skip(lost) {
-            assert_eq!(sandbox.read(&format!("{target}/{name}")).len(), 300_000, "{there} {name}");
+            assert_eq!(sandbox.read(format!("{target}/{name}")).len(), 300_000, "{there} {name}");
         }
     }
 }

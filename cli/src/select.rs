@@ -301,6 +301,34 @@ pub fn some(store: &Store, wanted: &[Selector], filter: &ListFilter) -> Result<S
     Ok(Selection { snapshots, is_sure })
 }
 
+/// Separates the snapshots whose records are damaged, and which can only be named by an id.
+pub fn damaged(
+    store: &Store,
+    wanted: Vec<Selector>,
+) -> Result<(Vec<SnapshotId>, Vec<Selector>), Failure> {
+    let (listed, mut damaged, mut readable) = (store.snapshot_ids()?, Vec::new(), Vec::new());
+    for selector in wanted {
+        let digits = match &selector {
+            Selector { instance: None, which: Which::Id(digits) } => Some(digits),
+            _ => None,
+        };
+        let is_named =
+            |id: &&SnapshotId| digits.is_some_and(|digits| id.to_string().starts_with(digits));
+        let mut named = listed.iter().filter(is_named);
+        match (named.next(), named.next()) {
+            (Some(id), None)
+                if matches!(store.snapshot(id), Err(store::Error::SnapshotDamaged { .. })) =>
+            {
+                damaged.push(*id);
+            }
+            _ => readable.push(selector),
+        }
+    }
+    damaged.sort_unstable();
+    damaged.dedup();
+    Ok((damaged, readable))
+}
+
 /// Returns the instance whose store is wanted: the only one that the arguments name.
 pub fn instance_of<'a>(wanted: &'a [Selector], filter: &'a ListFilter) -> Option<&'a str> {
     filter.only_instance().or_else(|| wanted.iter().find_map(|of| of.instance.as_deref()))

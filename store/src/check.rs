@@ -461,6 +461,7 @@ impl Check<'_> {
 
     fn segments(&mut self) -> Result<()> {
         let progress = self.store.observer().progress();
+        self.store.heed_checks(false)?;
         self.marked = self.of_index(self.store.index.damaged())?.unwrap_or_default();
         // Before the listing: all segments of the index are then listed.
         //

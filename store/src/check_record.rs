@@ -4,9 +4,11 @@
 //! the examination, so that the newest ones are found without reading the others.
 
 use crate::backend;
+use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
+use crate::observe::Event;
 use crate::store::Store;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -211,6 +213,40 @@ fn segments_of_hex<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SegmentId>,
 }
 
 impl CheckRecord {
+    /// Returns the record of damage that another command met, named in `message`. It says nothing about
+    /// any snapshot.
+    pub(crate) fn of_damage(
+        message: &str,
+        (program, host): (&str, &str),
+        started: Time,
+        damaged_segments: Vec<SegmentId>,
+    ) -> CheckRecord {
+        CheckRecord {
+            version: VERSION,
+            kind: CheckKind::Check,
+            level: CheckLevel::Structure,
+            result: CheckResult::Faulty,
+            message: Some(message.into()),
+            started: started.seconds,
+            seconds: 0.0,
+            program: program.to_owned(),
+            host: host.to_owned(),
+            run_id: String::new(),
+            instance: None,
+            snapshots: Vec::new(),
+            faulty: Vec::new(),
+            faults: damaged_segments.len() as u64,
+            damaged_segments,
+            damaged_records: Vec::new(),
+            outweighs: Vec::new(),
+            unknown: 0,
+            bytes: 0,
+            rpo_seconds: None,
+            rto_seconds: None,
+            parts: Vec::new(),
+        }
+    }
+
     /// Returns true if it proves that its snapshots, except the faulty ones, can be restored: all
     /// data was read, or a drill found nothing wrong.
     fn is_proof(&self) -> bool {
@@ -351,11 +387,27 @@ impl Store {
         Ok(runs.filter(|run| !run.is_empty()).collect())
     }
 
-    /// Marks in the index what checks found damaged, and repairs records of which they found one copy
-    /// damaged. A rebuilt index has no marks, and each machine may have an index of its own.
-    ///
+    /// Marks in the index what checks found damaged. A rebuilt index has no marks, and each machine may
+    /// have an index of its own. Also repairs records of which they found one copy damaged, if
+    /// `repairs`. A failure is a warning.
+    pub(crate) fn heed_checks(&self, repairs: bool) -> Result<()> {
+        // A reader without rights sees the marks of others only.
+        if self.index.is_read_only() {
+            return Ok(());
+        }
+        match self.mark_checks(repairs) {
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                let text = format!("the damage that checks found is not known: {error}");
+                self.observer.event(Event::Warning(text));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// A check of all data that knew of the damage and finds the segment intact outweighs it.
-    pub(crate) fn heed_checks(&self) -> Result<()> {
+    fn mark_checks(&self, repairs: bool) -> Result<()> {
         let names = self.names_of_checks()?;
         let key = blake3::hash(names.join("\n").as_bytes());
         if names.is_empty() || self.index.heeded_checks()?.as_deref() == Some(key.as_bytes()) {
@@ -375,14 +427,15 @@ impl Store {
             checks().filter(counts).flat_map(|record| record.damaged_segments.clone()).collect();
         let snapshots: BTreeSet<&SnapshotId> =
             checks().flat_map(|record| &record.damaged_records).collect();
-        for id in snapshots {
+        let is_all = repairs || snapshots.is_empty();
+        for id in snapshots.into_iter().filter(|_| repairs) {
             self.mend_record(id);
         }
         if self.index.mark_damaged(&damaged)? {
             // A new index may locate chunks there that another segment has as well.
             self.locate_again()?;
         }
-        self.index.set_heeded_checks(key.as_bytes())
+        if is_all { self.index.set_heeded_checks(key.as_bytes()) } else { Ok(()) }
     }
 }
 

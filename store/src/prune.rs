@@ -18,6 +18,7 @@ mod tables;
 
 pub use freed::{Freed, freed};
 
+use crate::check_record::CheckRecord;
 use crate::condemned::{self, Condemnation, Own};
 use crate::entry::Time;
 use crate::error::{Error, Result};
@@ -76,6 +77,8 @@ pub struct PruneOptions {
     pub now: Time,
     /// Name of this machine, for messages.
     pub host: String,
+    /// Version of the program, for the record of damage.
+    pub program: String,
     /// True if no other machine writes to the store. A store on a file system that several machines
     /// can use is refused otherwise.
     pub is_only_host: bool,
@@ -151,7 +154,13 @@ pub fn prune(
             Err(error) if prune.has_forgotten(&error)? => {}
             // It moved what this one just read.
             Err(error) if is_missing(&error) && retries < RETRIES_MAX => retries += 1,
-            Err(error) => return Err(error),
+            Err(error) => {
+                if let Err(error) = prune.record_damage(&error) {
+                    let text = format!("the damage is not recorded: {error}");
+                    store.observer().event(Event::Warning(text));
+                }
+                return Err(error);
+            }
         }
     }
 }
@@ -206,6 +215,8 @@ impl<'a> Prune<'a> {
     }
 
     fn run(&mut self, planned: &mut dyn FnMut(&PruneReport)) -> Result<()> {
+        // Known damage is not copied into new segments, in which nobody knows it.
+        self.store.heed_checks(false)?;
         let mut others = self.condemnations()?;
         if !self.options.is_dry {
             others = self.remove_ended(others)?;
@@ -256,6 +267,22 @@ impl<'a> Prune<'a> {
             self.settle_sessions()?;
         }
         Ok(())
+    }
+
+    /// Marks the segments of a damaged chunk and leaves a record of them, so that the next backup stores
+    /// its content again. One of them may be a copy that this prune made before it read the chunk.
+    fn record_damage(&self, error: &Error) -> Result<()> {
+        let Error::ChunkDamaged { chunk, segment, .. } = error else { return Ok(()) };
+        if self.options.is_dry {
+            return Ok(());
+        }
+        let mut damaged = self.store.damaged_copies(chunk)?;
+        damaged.insert(*segment);
+        damaged.iter().try_for_each(|segment| self.store.index.set_damaged(segment))?;
+        let by = (&*self.options.program, &*self.options.host);
+        let damaged = damaged.into_iter().collect();
+        let record = CheckRecord::of_damage("met by a prune", by, self.options.now, damaged);
+        self.store.write_check_record(&record)
     }
 
     fn condemnations(&self) -> Result<Vec<Condemnation>> {

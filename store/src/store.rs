@@ -546,6 +546,18 @@ impl Store {
         Arc::clone(copies.get_or_insert_with(|| Arc::new(self.read_copies(fault))))
     }
 
+    /// Returns the segments in which a chunk is damaged.
+    pub(crate) fn damaged_copies(&self, id: &ChunkId) -> Result<BTreeSet<SegmentId>> {
+        let (mut plain, mut damaged) = (Vec::new(), BTreeSet::new());
+        for copy in find_copies(&self.copies("a chunk is damaged"), id)? {
+            let read = self.read_location(id, &copy, &mut plain);
+            if let Err(Error::ChunkDamaged { segment, .. }) = read {
+                damaged.insert(segment);
+            }
+        }
+        Ok(damaged)
+    }
+
     /// Like [`copies`](Self::copies), read after `old` was.
     fn newer_copies(&self, old: &Arc<Copies>, fault: &str) -> Arc<Copies> {
         let mut copies = self.copies.lock();

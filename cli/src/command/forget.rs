@@ -4,7 +4,7 @@ use crate::exit::{Failure, usage, with_hint};
 use crate::json::{self, ForgetDecision, ForgetSummary, KeepReason};
 use crate::report::{civil_time, count, local_time, now, shown, size, utc_time};
 use crate::select::{self, ListFilter, Selection};
-use crate::selector::{Selector, Which};
+use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::catalogue::Project;
@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use store::annotations::Annotations;
 use store::entry::{Displayed, Time};
-use store::error::Error;
 use store::forget::Permitted;
 use store::id::SnapshotId;
 use store::observe::Event;
@@ -181,7 +180,7 @@ impl Forget {
         let place = global.place_for(select::instance_of(&wanted, &self.filter))?;
         let (store, watch) = super::open_to_change(&place, ui, self.purpose(), "forget")?;
         let work = || -> Result<_, Failure> {
-            let (damaged, readable) = damaged(&store, wanted)?;
+            let (damaged, readable) = select::damaged(&store, wanted)?;
             let selection = match readable.is_empty() {
                 true => Selection { snapshots: Vec::new(), is_sure: true },
                 false => select::some(&store, &readable, &self.filter)?,
@@ -419,34 +418,6 @@ fn other_store<'a>(
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let is_other = real(&configured.path) != real(place);
     Ok(is_other.then_some(configured.path.as_path()))
-}
-
-/// Separates the snapshots whose records are damaged, and which can only be named by an id.
-fn damaged(
-    store: &Store,
-    wanted: Vec<Selector>,
-) -> Result<(Vec<SnapshotId>, Vec<Selector>), Failure> {
-    let (listed, mut damaged, mut readable) = (store.snapshot_ids()?, Vec::new(), Vec::new());
-    for selector in wanted {
-        let digits = match &selector {
-            Selector { instance: None, which: Which::Id(digits) } => Some(digits),
-            _ => None,
-        };
-        let is_named =
-            |id: &&SnapshotId| digits.is_some_and(|digits| id.to_string().starts_with(digits));
-        let mut named = listed.iter().filter(is_named);
-        match (named.next(), named.next()) {
-            (Some(id), None)
-                if matches!(store.snapshot(id), Err(Error::SnapshotDamaged { .. })) =>
-            {
-                damaged.push(*id);
-            }
-            _ => readable.push(selector),
-        }
-    }
-    damaged.sort_unstable();
-    damaged.dedup();
-    Ok((damaged, readable))
 }
 
 /// Returns the rules of an instance, if it has some.

@@ -37,13 +37,17 @@ pub struct Chosen {
 impl Pin {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let change = |store: &Store, id: &SnapshotId, _: &Snapshot| Ok(store.pin(id)?);
-        self.chosen.change(global, ui, "pin", ["pinned", "already pinned"], change)
+        self.chosen.change(global, ui, "pin", ["pinned", "already pinned"], change, None)
     }
 }
 
+/// Changes a snapshot whose record is damaged. Returns true if something changed.
+type ChangeDamaged<'a> = &'a dyn Fn(&Store, &SnapshotId) -> Result<bool, Failure>;
+
 impl Chosen {
     /// Changes tags or pins of each snapshot with `change`, which returns true if something changed.
-    /// Prints one of two words for each, after the change and without one.
+    /// Prints one of two words for each, after the change and without one. `change_damaged` changes
+    /// those whose records are damaged; without it, they are errors.
     pub fn change(
         &self,
         global: &Global,
@@ -51,15 +55,32 @@ impl Chosen {
         command: &'static str,
         [done, unchanged]: [&str; 2],
         change: impl Fn(&Store, &SnapshotId, &Snapshot) -> Result<bool, Failure>,
+        change_damaged: Option<ChangeDamaged<'_>>,
     ) -> Result<(), Failure> {
         let wanted = self.snapshots.iter().map(|text| Selector::read(text));
         let wanted: Vec<Selector> = wanted.collect::<Result<_, _>>()?;
         let place = global.place_for(select::instance_of(&wanted, &self.filter))?;
         let (store, watch) = super::open_to_change(&place, ui, Purpose::Write, command)?;
-        let selection = select::some(&store, &wanted, &self.filter);
-        let Selection { snapshots, is_sure } = selection.inspect_err(|_| watch.end())?;
-        let changed = snapshots.iter().map(|(id, snapshot)| change(&store, id, snapshot));
-        let changed = changed.collect::<Result<Vec<bool>, _>>().inspect_err(|_| watch.end())?;
+        let work = || -> Result<_, Failure> {
+            let (damaged, wanted) = match change_damaged {
+                Some(_) => select::damaged(&store, wanted)?,
+                None => (Vec::new(), wanted),
+            };
+            let selection = match wanted.is_empty() {
+                true => Selection { snapshots: Vec::new(), is_sure: true },
+                false => select::some(&store, &wanted, &self.filter)?,
+            };
+            let changed = selection.snapshots.iter().map(|(id, of)| change(&store, id, of));
+            let changed = changed.collect::<Result<Vec<bool>, _>>()?;
+            let of_damaged = |id: &SnapshotId| {
+                let changed = change_damaged.map_or(Ok(false), |change| change(&store, id))?;
+                Ok::<_, Failure>((*id, changed))
+            };
+            let damaged = damaged.iter().map(of_damaged).collect::<Result<Vec<_>, _>>()?;
+            Ok((selection, changed, damaged))
+        };
+        let (Selection { snapshots, is_sure }, changed, damaged) =
+            work().inspect_err(|_| watch.end())?;
         let annotations = select::shown_annotations(&store);
         watch.end();
         let ((annotations, is_known), place) = (annotations?, store.place());
@@ -75,6 +96,12 @@ impl Chosen {
             ui.line(line)?;
             let id = id.to_string();
             ui.json(&Annotated { store: &place, id, changed, is_pinned, tags: &tags })?;
+        }
+        for (id, changed) in damaged {
+            let word = if changed { done } else { unchanged };
+            ui.line(format!("{word}: {}, whose record is damaged", id.short()))?;
+            let (is_pinned, id) = (annotations.is_pinned(&id), id.to_string());
+            ui.json(&Annotated { store: &place, id, changed, is_pinned, tags: &[] })?;
         }
         select::answered(is_sure && is_known)
     }

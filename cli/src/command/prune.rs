@@ -52,6 +52,7 @@ impl Prune {
             wait: self.wait,
             now: now(),
             host: instance::host(),
+            program: env!("CARGO_PKG_VERSION").into(),
             is_only_host: self.only_this_machine,
         };
         let mut failed = None;

@@ -107,6 +107,7 @@ fn garbage(store: &Store, ui: &Ui) -> Option<u64> {
         wait: Duration::ZERO,
         now: report::now(),
         host: String::new(),
+        program: String::new(),
         is_only_host: true,
     };
     match prune(store, &options, &mut |_| {}) {

@@ -45,6 +45,6 @@ impl Tag {
             }
             Ok(has_changed)
         };
-        self.chosen.change(global, ui, "tag", ["changed", "unchanged"], change)
+        self.chosen.change(global, ui, "tag", ["changed", "unchanged"], change, None)
     }
 }

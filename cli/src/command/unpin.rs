@@ -22,6 +22,9 @@ pub struct Unpin {
 impl Unpin {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let change = |store: &Store, id: &SnapshotId, _: &Snapshot| Ok(store.unpin(id)?);
-        self.chosen.change(global, ui, "unpin", ["unpinned", "not pinned"], change)
+        // A pin must not keep a snapshot for ever that nobody can restore.
+        let damaged = |store: &Store, id: &SnapshotId| Ok(store.unpin(id)?);
+        let words = ["unpinned", "not pinned"];
+        self.chosen.change(global, ui, "unpin", words, change, Some(&damaged))
     }
 }

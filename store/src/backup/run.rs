@@ -2,8 +2,8 @@
 
 use super::absolute;
 use super::guard::{self, Found, Reference};
-use super::{About, BackupOptions, Likeness, Removed, Report, tree_path};
-use crate::check_record::{self, CheckKind, CheckLevel, CheckRecord, CheckResult};
+use super::{BackupOptions, Likeness, Removed, Report, tree_path};
+use crate::check_record::CheckRecord;
 use crate::chunks::Chunks;
 use crate::diff::{Change, diff, is_same, is_stored_alike};
 use crate::entry::{Content, Displayed, Entry, EntryKind, Time};
@@ -207,14 +207,8 @@ impl<'a> BackupState<'a> {
     ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();
         let host = &options.about.host;
-        if !options.is_dry
-            && let Err(error) = store.heed_checks()
-        {
-            if matches!(error, Error::Interrupted) {
-                return Err(error);
-            }
-            let text = format!("the damage that checks found is not known: {error}");
-            store.observer().event(Event::Warning(text));
+        if !options.is_dry {
+            store.heed_checks(true)?;
         }
         // Before the parent is chosen: see `sessions`.
         let session = (!options.is_dry).then(|| store.begin_session(host)).transpose()?;
@@ -435,7 +429,7 @@ impl<'a> BackupState<'a> {
             let new: Vec<SegmentId> = new.copied().collect();
             new.iter().try_for_each(|segment| store.index.set_damaged(segment))?;
             if !new.is_empty()
-                && let Err(error) = store.write_check_record(&met(about, self.start, new))
+                && let Err(error) = store.write_check_record(&self.met(new))
             {
                 store.observer().event(Event::Warning(error.to_string()));
             }
@@ -476,6 +470,15 @@ impl<'a> BackupState<'a> {
         })
     }
 
+    /// Returns the record of damage that this backup met.
+    fn met(&self, segments: Vec<SegmentId>) -> CheckRecord {
+        let about = &self.options.about;
+        let by = (&*about.program, &*about.host);
+        let run_id = about.run.map_or_else(String::new, |run| random::uuid_text(&run));
+        let record = CheckRecord::of_damage("met by a backup", by, self.start, segments);
+        CheckRecord { run_id, ..record }
+    }
+
     /// Returns the sources as this backup found them.
     fn found(
         &self,
@@ -497,34 +500,6 @@ impl<'a> BackupState<'a> {
             Some(whole) if !index.is_whole(&whole)? => Ok(()),
             _ => index.set_whole(snapshot, &self.damaged),
         }
-    }
-}
-
-/// Returns the record of damage that a backup met. It says nothing about any snapshot.
-fn met(about: &About, start: Time, segments: Vec<SegmentId>) -> CheckRecord {
-    CheckRecord {
-        version: check_record::VERSION,
-        kind: CheckKind::Check,
-        level: CheckLevel::Structure,
-        result: CheckResult::Faulty,
-        message: Some("met by a backup".into()),
-        started: start.seconds,
-        seconds: 0.0,
-        program: about.program.clone(),
-        host: about.host.clone(),
-        run_id: about.run.map_or_else(String::new, |run| random::uuid_text(&run)),
-        instance: None,
-        snapshots: Vec::new(),
-        faulty: Vec::new(),
-        faults: segments.len() as u64,
-        damaged_segments: segments,
-        damaged_records: Vec::new(),
-        outweighs: Vec::new(),
-        unknown: 0,
-        bytes: 0,
-        rpo_seconds: None,
-        rto_seconds: None,
-        parts: Vec::new(),
     }
 }
 

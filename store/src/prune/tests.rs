@@ -82,6 +82,7 @@ fn options() -> PruneOptions {
         wait: Duration::ZERO,
         now: NOW,
         host: "pruner".into(),
+        program: "test".into(),
         is_only_host: false,
     }
 }

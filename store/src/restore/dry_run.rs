@@ -119,6 +119,7 @@ pub(super) fn dry_run(
         alternates: Alternates::default(),
         report: Report::default(),
     };
+    store.heed_checks(false)?;
     let _shared = store.index().reading();
     for item in selected(root, from, options, store) {
         store.observer().progress().check()?;

@@ -562,6 +562,7 @@ fn prune_options(machine: usize) -> PruneOptions {
         wait: Duration::from_secs(3600),
         now: Time { seconds: START + 5000, nanoseconds: 0 },
         host: format!("host {machine}"),
+        program: "test".into(),
         is_only_host: false,
     }
 }
