@@ -168,7 +168,8 @@ def write_file(chunks, name, entry):
 def make(chunks, target, path, name, owner, entry, links):
     """Makes one entry here; true if it is another name of one that has its metadata already."""
     kind = entry[2]
-    same = sorted((k, v) for k, v in entry.items() if k not in (0, 1, 4, 6, 10, 16))
+    others = (0, 1, 4, 6, 10, 16) + ((13, 14, 15) if 5 in entry else ())
+    same = sorted((k, v) for k, v in entry.items() if k not in others)
     inode = repr((entry[10][0], owner, same)) if 10 in entry else None
     if inode in links:
         here = os.open(".", DIR)

@@ -556,7 +556,7 @@ fn a_dry_run_names_what_the_store_lost() {
         let names = lines.iter().filter(is_error).map(|line| line["item"].to_string());
         (
             outcome.code(),
-            names.collect::<Vec<_>>(),
+            names.collect::<std::collections::BTreeSet<_>>(),
             lines.last().expect("a summary")["errors"].clone(),
         )
     };

@@ -369,6 +369,12 @@ fn sources_below_each_other_are_compared_with_what_lay_there() {
     for sources in [&["srv"][..], &["srv", "srv/git"], &all, &["srv/git", "srv"], &["srv"]] {
         assert!(backup(sources, 0).is_empty(), "{sources:?}");
     }
+    // A move from one into another.
+    assert!(backup(&all[..2], 0).is_empty());
+    sandbox.tool("mv").args(["srv/up", "srv/git/up"]).run().ok();
+    assert!(backup(&all[..2], 0).is_empty());
+    sandbox.tool("mv").args(["srv/git/up", "srv/up"]).run().ok();
+    assert!(backup(&all[..2], 0).is_empty());
     // A loss in the new one, and in one that is no longer named.
     remove("srv/git", 0..130);
     assert_eq!(backup(&["srv", "srv/git"], 3), ["shrunk"]);

@@ -553,6 +553,35 @@ fn a_target_gets_the_metadata_of_its_own_directory() {
 }
 
 #[test]
+fn names_of_one_file_stay_so_if_one_is_read_again() {
+    let sandbox = Sandbox::with_store();
+    let mut dice = Dice::new(1);
+    let rows: String =
+        (0..20_000).map(|_| format!("INSERT INTO t VALUES ({});\n", dice.below(1 << 40))).collect();
+    sandbox.write("source/kept/dump", &rows);
+    std::fs::create_dir_all(sandbox.path("source/moved")).expect("makes");
+    sandbox.tool("ln").args(["source/kept/dump", "source/moved/dump"]).run().ok();
+    sandbox.backup(["source"]);
+    // Its extents become slices of older chunks.
+    for at in [100_000, 200_000] {
+        let file = std::fs::File::options().write(true).open(sandbox.path("source/kept/dump"));
+        let file = file.expect("opens");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"INSERT INTO t VALUES (7);", at)
+            .expect("writes");
+        sandbox.backup(["source"]);
+    }
+    std::fs::rename(sandbox.path("source/moved"), sandbox.path("source/new")).expect("moves");
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "--target", "out"]).ok();
+    for name in ["kept", "new"] {
+        let file = std::fs::metadata(sandbox.path(format!("out/{name}/dump"))).expect("is there");
+        assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file), 2, "{name}");
+    }
+    assert_eq!(sandbox.read("out/new/dump"), sandbox.read("source/new/dump"));
+}
+
+#[test]
 fn times_that_look_limited_or_rounded_are_set() {
     let sandbox = Sandbox::with_store();
     let wanted = [("a", "@-2"), ("b", "@3000000000"), ("c", "@1577836800.123456789")];

@@ -190,12 +190,20 @@ impl Entry {
     /// Returns a key that all names of this entry's inode share; `None` if it has one name.
     ///
     /// File system and inode number are not enough: a file deleted during a backup may pass its
-    /// number to a new file.
+    /// number to a new file. Names of one file may have different extents with the same bytes, if one
+    /// name was taken over from an earlier snapshot and the other was read.
     pub fn link_key(&self) -> Option<LinkKey> {
         let file_system = self.hard_link?.file_system;
         // Without values that differ between names, or change when a name is added or removed.
-        let path = b"-".to_vec();
-        let alike = Entry { path, ctime: None, hard_link: None, unused: 0, ..self.clone() };
+        let alike = Entry {
+            path: b"-".to_vec(),
+            ctime: None,
+            hard_link: None,
+            unused: 0,
+            // Without a time, only the content tells files apart.
+            content: self.mtime.map_or_else(|| self.content.clone(), |_| Content::Empty),
+            ..self.clone()
+        };
         let mut bytes = Vec::new();
         alike.encode(b"", 0, &mut bytes);
         let mut hasher = blake3::Hasher::new();
@@ -842,11 +850,19 @@ mod tests {
         let link = HardLink { file_system: 1, names: 2 };
         let content = Content::Inline(b"AAA".to_vec());
         let file = Entry::new(b"a".to_vec(), EntryKind::File, 0o644);
-        let a = Entry { inode: 7, size: 3, hard_link: Some(link), content, ..file };
+        let mtime = Some(Time { seconds: 5, nanoseconds: 0 });
+        let a = Entry { inode: 7, size: 3, mtime, hard_link: Some(link), content, ..file };
         let b = Entry { path: b"b".to_vec(), ..a.clone() };
         assert!(a.link_key().is_some() && a.link_key() == b.link_key());
-        let reused = Entry { content: Content::Inline(b"ZZZ".to_vec()), ..b.clone() };
+        let content = Content::Inline(b"ZZZ".to_vec());
+        let stored_otherwise = Entry { content: content.clone(), ..b.clone() };
+        assert_eq!(a.link_key(), stored_otherwise.link_key());
+        let mtime = Some(Time { seconds: 5, nanoseconds: 1 });
+        let reused = Entry { mtime, ..stored_otherwise };
         assert_ne!(a.link_key(), reused.link_key());
+        let [timeless, reused] = [a.content.clone(), content]
+            .map(|content| Entry { mtime: None, content, ..a.clone() }.link_key());
+        assert_ne!(timeless, reused);
         let other = Entry { mode: 0o600, ..b.clone() };
         assert_ne!(a.link_key(), other.link_key());
         assert_eq!(Entry { hard_link: None, ..b }.link_key(), None);

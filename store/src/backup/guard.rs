@@ -101,6 +101,23 @@ impl Guard {
 }
 
 impl Amount {
+    fn plus(&self, other: &Amount) -> Amount {
+        self.by(other, u64::saturating_add)
+    }
+
+    fn without(&self, other: &Amount) -> Amount {
+        self.by(other, u64::saturating_sub)
+    }
+
+    fn by(&self, other: &Amount, change: fn(u64, u64) -> u64) -> Amount {
+        Amount {
+            files: change(self.files, other.files),
+            bytes: change(self.bytes, other.bytes),
+            joined: change(self.joined, other.joined),
+            joined_bytes: change(self.joined_bytes, other.joined_bytes),
+        }
+    }
+
     /// Adds a file.
     fn add(&mut self, entry: &Entry) {
         let is_joined = git::is_joined(&entry.path);
@@ -249,18 +266,31 @@ impl<'a> Reference<'a> {
         let missing = Found::default();
         let judge = |(path, limit): (&Vec<u8>, &MaxLoss)| {
             let state = self.states.get(path)?;
-            let found = found.get(path).unwrap_or(&missing);
+            let here = found.get(path).unwrap_or(&missing);
             let unread = unread.get(path).copied().unwrap_or_default();
-            let (cause, then) = loss(state, found, unread, *limit)?;
+            loss(state, here, unread, *limit)?;
+            // Files that moved into a source below are not lost.
+            let below = self.gained_below(path, found);
+            let with_moved = Found { amount: here.amount.plus(&below), ..here.clone() };
+            let (cause, then) = loss(state, &with_moved, unread, *limit)?;
             Some(Emptied {
                 path: absolute(path).into_os_string().into_encoded_bytes().into(),
                 cause,
                 then,
-                now: found.amount,
+                now: here.amount,
                 since: Some(Id(*self.id.as_bytes())),
             })
         };
         limits.iter().filter_map(judge).collect()
+    }
+
+    /// Returns what the sources below a path have more than before.
+    fn gained_below(&self, path: &[u8], found: &BTreeMap<Vec<u8>, Found>) -> Amount {
+        let below = found.iter().filter(|(other, _)| is_within(other, path) && *other != path);
+        below.fold(Amount::default(), |sum, (other, found)| {
+            let then = self.states.get(other).map(|state| state.amount).unwrap_or_default();
+            sum.plus(&found.amount.without(&then))
+        })
     }
 
     /// Describes directories below sources whose files are lost. `root` is the new tree, which may have
@@ -320,12 +350,7 @@ fn loss(
         return Some((Cause::Gone, then));
     }
     // Files that this backup skipped, or could not read, are not lost.
-    let then = Amount {
-        files: then.files.saturating_sub(unread.files),
-        bytes: then.bytes.saturating_sub(unread.bytes),
-        joined: then.joined.saturating_sub(unread.joined),
-        joined_bytes: then.joined_bytes.saturating_sub(unread.joined_bytes),
-    };
+    let then = then.without(&unread);
     if then != nothing && now == nothing {
         return Some((Cause::Empty, then));
     }

@@ -237,12 +237,6 @@ impl Restore<'_> {
         !was_settled
     }
 
-    /// Returns true if the target has the content of an entry at a path.
-    pub(super) fn has_content(&self, path: &[u8], entry: &Entry) -> bool {
-        let (dir, rights) = (self.target.dir(), self.target.rights());
-        with_content(self.store, dir, path, entry, rights).is_some()
-    }
-
     pub(super) fn settle_failed(&self, output: &Output, reason: impl Into<Reason>) {
         self.lose(&output.entry);
         if self.settle(output) {

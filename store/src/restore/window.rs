@@ -4,9 +4,7 @@ use super::output::Output;
 use super::passages::note_kept;
 use super::runs::Runs;
 use super::{Restore, join, relative};
-use crate::entry::{
-    Content, Displayed, Entry, EntryKind, LinkKey, Owner, display_path, is_within, path_cmp,
-};
+use crate::entry::{Content, Displayed, Entry, EntryKind, LinkKey, Owner, is_within, path_cmp};
 use crate::error::Result;
 use crate::observe::Event;
 use crate::owner_map::{OwnerAndMode, acl_lines};
@@ -232,14 +230,7 @@ impl Restore<'_> {
         let key = entry.link_key();
         let mut is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
         if self.is_lost(&entry) {
-            if !self.has_content(&path, &entry) {
-                self.failed(
-                    &path,
-                    format!("its other name {} could not be restored", display_path(&first)),
-                );
-                return Ok(());
-            }
-            // What is there under this name serves the later ones.
+            // Its own extents may be whole, or the target may have its content.
             key.map(|key| self.lost_links.lock().remove(&key));
             is_unplaced = true;
         }
