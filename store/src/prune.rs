@@ -276,9 +276,15 @@ impl<'a> Prune<'a> {
         if self.options.is_dry {
             return Ok(());
         }
+        let index = &self.store.index;
         let mut damaged = self.store.damaged_copies(chunk)?;
         damaged.insert(*segment);
-        damaged.iter().try_for_each(|segment| self.store.index.set_damaged(segment))?;
+        let known = index.damaged()?;
+        damaged.retain(|segment| !known.contains(segment));
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        damaged.iter().try_for_each(|segment| index.set_damaged(segment))?;
         let by = (&*self.options.program, &*self.options.host);
         let damaged = damaged.into_iter().collect();
         let record = CheckRecord::of_damage("met by a prune", by, self.options.now, damaged);

@@ -46,10 +46,14 @@ impl Fixture {
     }
 
     fn fails(&self, expected: &str) {
-        let before = self.names("");
+        // A record of damage is the only thing that a failed prune may leave.
+        let names = || -> Vec<String> {
+            self.names("").into_iter().filter(|name| !name.starts_with("checks/")).collect()
+        };
+        let before = names();
         let error = prune(&self.store(0), &options(), &mut |_| {}).expect_err("is refused");
         assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(self.names(""), before);
+        assert_eq!(names(), before);
     }
 
     /// Returns the names of all files below a directory.
