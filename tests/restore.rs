@@ -460,6 +460,26 @@ fn restore_with_failing(sandbox: &Sandbox, place: &str, fault: &str) -> Outcome 
 }
 
 #[test]
+fn set_ids_go_where_a_file_system_ignores_owners() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    // Another file of the same owner comes first.
+    for (name, mode) in [("a", "644"), ("tool", "6755")] {
+        let path = format!("source/{name}");
+        sandbox.write(&path, "x");
+        sandbox.tool("chown").args(["daemon:games", &path]).run().ok();
+        sandbox.tool("chmod").args([mode, &path]).run().ok();
+    }
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let done = restore_with_failing(&sandbox, &place, "fchownat:retval=0").ends_with(3);
+    let printed = done.all_output();
+    assert!(printed.contains("could not set the owner of 2 paths"), "{printed}");
+    let found = sandbox.tool("stat").args(["-c", "%u:%g %a", "target/tool"]).run().ok().stdout;
+    assert_eq!(found.trim(), "0:0 755");
+}
+
+#[test]
 fn failed_metadata_and_link_calls_do_not_lose_content() {
     need_root();
     let sandbox = Sandbox::with_store();

@@ -198,25 +198,15 @@ impl Target {
         is_new: bool,
     ) -> Refused {
         let mut refused = Refused::default();
-        let owner = self.give_owner(node, stat, metadata, &mut refused);
+        let given = self.give_owner(node, stat, metadata, &mut refused);
+        let owner = self.resulting_owner(node, stat, metadata, given);
         // A change of owner clears bits of the mode.
-        let mut mode = Some(stat.mode).filter(|_| owner == (stat.uid, stat.gid));
+        let mut mode = Some(stat.mode).filter(|_| given == (stat.uid, stat.gid));
         let may_have_xattrs = !is_new || self.gives_acl.load(Ordering::Relaxed);
         if may_have_xattrs || !metadata.xattrs.is_empty() {
             self.give_xattrs(node, metadata, may_have_xattrs, &mut mode, &mut refused);
         }
         let wanted = self.rights.given_mode(owner, metadata);
-        if owner != (stat.uid, stat.gid) {
-            let setting = match self.verifies_owners {
-                true => Setting::OwnerOf(owner.0, owner.1),
-                false => Setting::Owner,
-            };
-            self.check_heeded(setting, node, stat, |now| {
-                let is_set = (now.uid, now.gid) == owner;
-                self.owner_denied.fetch_add(u64::from(!is_set), Ordering::Relaxed);
-                is_set
-            });
-        }
         if metadata.kind != EntryKind::Symlink && mode != Some(wanted) {
             match node.chmod(wanted) {
                 Ok(()) => self.check_heeded(Setting::Mode, node, stat, |now| {
@@ -267,7 +257,42 @@ impl Target {
         }
     }
 
-    /// Sets the owner as far as this user may. Returns the resulting user and group.
+    /// Returns user and group of an object that `given` was set on. Some file systems ignore it
+    /// without an error.
+    ///
+    /// An owner is read again once for each file system. A file with setuid or setgid always is, so
+    /// that no one else gets those rights.
+    fn resulting_owner(
+        &self,
+        node: Node<'_>,
+        stat: &Stat,
+        metadata: &Metadata<'_>,
+        given: (u32, u32),
+    ) -> (u32, u32) {
+        let is = (stat.uid, stat.gid);
+        if given == is {
+            return is;
+        }
+        let setting = match self.verifies_owners {
+            true => Setting::OwnerOf(given.0, given.1),
+            false => Setting::Owner,
+        };
+        let key = (stat.device, setting);
+        let is_file = !matches!(metadata.kind, EntryKind::Directory | EntryKind::Symlink);
+        let gives_rights = is_file && metadata.mode & 0o6000 != 0;
+        if !gives_rights && self.heeded.lock().contains(&key) {
+            return given;
+        }
+        let now = source::stat_open(node.fd).map_or(is, |now| (now.uid, now.gid));
+        if now == given {
+            self.heeded.lock().insert(key);
+        } else if given == metadata.wanted_owner(is) {
+            self.owner_denied.fetch_add(1, Ordering::Relaxed);
+        }
+        now
+    }
+
+    /// Sets the owner as far as this user may. Returns user and group, as chown(2) reported them.
     fn give_owner(
         &self,
         node: Node<'_>,

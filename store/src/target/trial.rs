@@ -28,7 +28,7 @@ pub(crate) struct Trials {
 }
 
 impl Trials {
-    /// Returns true if the file system of a directory refuses this owner.
+    /// Returns true if the file system of a directory refuses or ignores this owner.
     pub fn refuses_owner(&mut self, dir: BorrowedFd<'_>, owner: (u32, u32)) -> bool {
         let Ok(device) = source::stat_open(dir).map(|stat| stat.device) else { return false };
         if let Some(is_refused) = self.owners.get(&(device, owner.0, owner.1)) {
@@ -36,7 +36,8 @@ impl Trials {
         }
         let Some((file, stat)) = self.file(dir, device) else { return false };
         let give = |(uid, gid)| fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        let is_refused = give(owner).is_err();
+        let has = |stat: Stat| (stat.uid, stat.gid) == owner;
+        let is_refused = give(owner).is_err() || !source::stat_open(file).is_ok_and(has);
         // The next trial begins with a file of this user again.
         let _ = give((stat.uid, stat.gid));
         self.owners.insert((device, owner.0, owner.1), is_refused);
