@@ -550,11 +550,16 @@ impl OwnerMap {
         });
         let id = match matching {
             Some((rule, at)) => {
-                let number = match rule.target {
-                    Target::Number(number) => number,
-                    Target::Shift { from, to } => to + (number - from),
+                let set = match rule.target {
+                    Target::Number(set) => Some(set),
+                    Target::Shift { from, to } => Some(to + (number - from)),
+                    Target::Default => None,
                 };
-                Id { number, in_acl: number, rule: Some(*at), disagreement: None }
+                let id = match set {
+                    Some(set) => Id { number: set, in_acl: set, rule: None, disagreement: None },
+                    None => self.unmatched_id(state, class, number, name),
+                };
+                Id { rule: Some(*at), ..id }
             }
             None => self.unmatched_id(state, class, number, name),
         };

@@ -54,6 +54,8 @@ pub(super) enum Target {
         from: u32,
         to: u32,
     },
+    /// The default, as if no rule matched.
+    Default,
 }
 
 /// Parses a line that is neither empty nor a comment.
@@ -134,6 +136,9 @@ impl Parsed {
         }
         // The first account that exists.
         for name in self.to.split(|byte| *byte == b'/') {
+            if name == b"*" {
+                return Ok(Rule { from, target: Target::Default });
+            }
             let found = match number(name)? {
                 Some(number) => Some(number),
                 None => accounts.number(class, name)?,

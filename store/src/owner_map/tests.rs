@@ -107,6 +107,20 @@ fn exact_sections_do_not_apply_below_their_paths() {
 }
 
 #[test]
+fn a_rule_may_name_the_default() {
+    let mut map = map(Unmatched::ByName);
+    let text = b"[path \"/a/b\"]\nuser * -> *\ngroup www -> gone/*\n[path \"/a\"]\nuser * -> 7\n\
+        group * -> 8\n";
+    map.add_file("f", text).expect("rules");
+    let owner = |path, user, group| owner_after(&map, entry(path, 998, Some(user), 9, Some(group)));
+    assert_eq!(owner("a/x", "git", "git"), (7, 8));
+    assert_eq!(owner("a/b/x", "git", "git"), (500, 8));
+    assert_eq!(owner("a/b/x", "gone", "www"), (998, 9));
+    assert_eq!(map.usage().disagreements[0].entries, 1);
+    assert_eq!(map.usage().rules[0].entries, 2);
+}
+
+#[test]
 fn names_count_where_they_exist_and_disagreements_are_counted() {
     let map = map(Unmatched::ByName);
     assert_eq!(owner_after(&map, entry("a", 998, Some("git"), 998, Some("git"))), (500, 1500));
