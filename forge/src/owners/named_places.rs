@@ -38,7 +38,11 @@ pub(super) fn named_places(read: &dyn Fn(&str) -> Option<Vec<u8>>) -> Vec<NamedP
         if let Some(path) = path.filter(|path| path.starts_with('/')) {
             // Without repeated and final slashes.
             let path: PathBuf = PathBuf::from(path).components().collect();
-            places.push(NamedPlace { name, path, is_storage });
+            let place = NamedPlace { name, path, is_storage };
+            // Two files name each storage.
+            if !places.contains(&place) {
+                places.push(place);
+            }
         }
     };
     let gitaly = text("gitaly/config.toml").and_then(|text| text.parse::<toml::Table>().ok());
@@ -57,6 +61,15 @@ pub(super) fn named_places(read: &dyn Fn(&str) -> Option<Vec<u8>>) -> Vec<NamedP
     let rails = text("gitlab-rails/etc/gitlab.yml").and_then(|text| yaml_value(&text));
     let rails = rails.unwrap_or_default();
     let settings = rails.get("production").unwrap_or(&rails);
+    // Gitaly's own configuration may be missing in a copy.
+    let storages = settings["repositories"]["storages"].as_object();
+    for (name, storage) in storages.into_iter().flatten() {
+        let name = match &name[..] {
+            "default" => "repositories".to_owned(),
+            name => format!("repositories-{name}"),
+        };
+        add(name, storage["path"].as_str(), true);
+    }
     for (section, keys) in SECTIONS {
         let path = keys.iter().find_map(|key| settings[section][*key].as_str());
         add(section.replace('_', "-"), path, false);
