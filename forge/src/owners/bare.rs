@@ -58,7 +58,7 @@ const ROOT: &str = "root";
 const STORAGES: [&str; 2] = ["git-data/repositories", "repositories"];
 
 /// Data of GitLab in the package's directory `/var/opt/gitlab`.
-const PACKAGE: [Row; 9] = [
+const PACKAGE: [Row; 12] = [
     row("uploads", "gitlab-rails/uploads", ""),
     row("shared", "gitlab-rails/shared", ""),
     row("registry", "gitlab-rails/shared/registry", "registry"),
@@ -68,6 +68,9 @@ const PACKAGE: [Row; 9] = [
     row("redis", "redis", "gitlab-redis"),
     row("postgresql", "postgresql/data", "gitlab-psql"),
     row("mattermost-data", "mattermost/data", "mattermost"),
+    row("mattermost-config", "mattermost/config.json", "mattermost"),
+    row("mattermost-plugins", "mattermost/plugins", "mattermost"),
+    row("mattermost-client-plugins", "mattermost/client-plugins", "mattermost"),
 ];
 
 /// Data of GitLab in the volume of the image.
