@@ -2,7 +2,7 @@
 
 use crate::support::gitlab::{Builder, DATA, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
+use crate::support::sandbox::{FORGEKEEP, Outcome, Run, Sandbox, need_root};
 use std::os::unix::fs::PermissionsExt;
 
 /// A machine with a GitLab, and the configuration of its backups.
@@ -311,7 +311,8 @@ fn image_data(sandbox: &Sandbox) {
          echo u > data/uploads/u/f && ln -s /etc/passwd data/uploads/link && \
          echo 17.5.1 > data/tmp/VERSION && echo k > data/.ssh/authorized_keys && \
          echo k > data/ssh/ssh_host_rsa_key && chmod 0600 data/ssh/ssh_host_rsa_key && \
-         chown -Rh 1000:1000 data && chown -R 0:0 data/ssh && chmod 2770 data/repositories && \
+         chown -Rh 1000:1000 data && chown -R 0:0 data/ssh && \
+         chmod -R ug+rwX,o-rwx data/repositories && chmod -R go-rwx data/.ssh && \
          find data/repositories -type d -exec chmod g+s {} + && chmod 0700 data/uploads && \
          chown 0:0 data";
     sandbox.tool("sh").args(["-c", script]).run().ok();
@@ -732,4 +733,135 @@ fn hooks_that_are_not_executable_are_named_and_stay_so() {
         let mode = path.metadata().expect("is there").permissions().mode();
         assert!(mode & 0o111 == 0 && mode & 0o400 != 0, "{} {mode:o}", path.display());
     }
+}
+
+/// Makes data of GitLab's package below `d`, with the accounts of this machine.
+fn package_data(sandbox: &Sandbox) {
+    let script = "umask 022; mkdir -p d/etc/gitlab d/var/opt/gitlab && chmod 755 . d && cd d/var/opt/gitlab && \
+         mkdir -p git-data/repositories gitlab-rails/uploads gitlab-rails/shared/artifacts \
+         gitlab-rails/shared/registry/docker && cd ../../../etc/gitlab && \
+         echo {} > gitlab-secrets.json && touch gitlab.rb && chmod 600 *";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+}
+
+/// Runs a shell command in a directory.
+fn sh(sandbox: &Sandbox, command: &str) -> String {
+    sandbox.tool("sh").args(["-c", command]).run().ok().stdout
+}
+
+#[test]
+fn repositories_and_keys_are_closed_to_others() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    image_data(&sandbox);
+    let right = states(&sandbox, "data");
+    sh(&sandbox, "cp -a data open && chmod -R a+rX open/repositories open/.ssh");
+    sh(&sandbox, "chmod 2775 open/repositories && chmod 2755 open/repositories/@hashed");
+    sh(&sandbox, "chmod 6755 open/repositories/@hashed/aa/a.git/description");
+    let inspect = || sandbox.run(["inspect", "--as", "docker-gitlab", "open"]);
+    let found = inspect().ends_with(3).all_output();
+    assert!(found.contains("repositories has mode 2775: GitLab requires 2770"), "{found}");
+    sandbox.backup(["open"]);
+    sandbox.run(["repair", "owners", "--as", "docker-gitlab", "open"]).ok();
+    let place = sandbox.at("latest", "open");
+    sandbox.run(["restore", &place, "--target", "restored", "--as", "docker-gitlab"]).ok();
+    // The product's own repair keeps the right to execute.
+    let right = right.replace("/description 660", "/description 770");
+    assert_eq!(states(&sandbox, "open"), right);
+    assert_eq!(states(&sandbox, "restored"), right);
+    // The top keeps others out, so that modes below it are no faults.
+    sh(&sandbox, "chmod -R o+rX open/repositories/@hashed");
+    inspect().ok();
+}
+
+#[test]
+fn a_repair_reports_owners_that_a_file_system_ignores() {
+    need_root();
+    let sandbox = Sandbox::new();
+    package_data(&sandbox);
+    sh(&sandbox, "touch d/var/opt/gitlab/gitlab-rails/uploads/tool");
+    sh(&sandbox, "chmod 6755 d/var/opt/gitlab/gitlab-rails/uploads/tool");
+    let strace =
+        "strace -f -q -o /dev/null -e trace=fchownat -e inject=fchownat:retval=0".split(' ');
+    let repair = [FORGEKEEP, "repair", "owners", "--as", "gitlab", "d"];
+    let done = sandbox.tool("strace").args(strace.skip(1)).args(repair).run().ends_with(3);
+    let printed = done.all_output();
+    assert!(printed.contains("this file system ignores or changes its owner"), "{printed}");
+    let found = sh(&sandbox, "stat -c %u:%a d/var/opt/gitlab/gitlab-rails/uploads/tool");
+    assert_eq!(found.trim(), "0:644");
+}
+
+#[test]
+fn a_restore_mends_directories_above_parts() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    package_data(&sandbox);
+    sh(&sandbox, "cd d/var/opt/gitlab && chmod 0700 gitlab-rails/shared && chmod 0777 git-data");
+    sh(&sandbox, "mkdir d/var/opt/gitlab/.ssh && chown games:root d/var/opt/gitlab");
+    sandbox.backup(["d"]);
+    let place = sandbox.at("latest", "d");
+    let restore = ["restore", &place, "--target", "r", "--as", "gitlab"];
+    sandbox.run(restore).ok();
+    sandbox.run(["inspect", "--as", "gitlab", "r"]).ok();
+    sandbox.run(["repair", "owners", "--as", "gitlab", "d"]).ok();
+    assert_eq!(states(&sandbox, "r"), states(&sandbox, "d"));
+    let enter = "setpriv --reuid=registry --regid=registry --clear-groups \
+                 ls r/var/opt/gitlab/gitlab-rails/shared/registry";
+    sh(&sandbox, enter);
+}
+
+#[test]
+fn foreign_groups_are_replaced_and_reported_if_they_have_access() {
+    need_root();
+    let sandbox = Sandbox::new();
+    image_data(&sandbox);
+    let right = states(&sandbox, "data");
+    let inspect = || sandbox.run(["inspect", "--as", "docker-gitlab", "data"]);
+    sh(&sandbox, "chgrp -Rh games data/uploads data/shared data/tmp");
+    inspect().ok();
+    sh(&sandbox, "chmod 0640 data/tmp/VERSION");
+    let found = inspect().ends_with(3).all_output();
+    assert!(found.contains("with mode 0640: group games has access"), "{found}");
+    sandbox.run(["repair", "owners", "--as", "docker-gitlab", "data"]).ok();
+    inspect().ok();
+    assert_eq!(states(&sandbox, "data"), right.replace("VERSION 644", "VERSION 640"));
+}
+
+#[test]
+fn one_repair_also_opens_directories_whose_owner_it_changes() {
+    need_root();
+    let sandbox = Sandbox::new();
+    package_data(&sandbox);
+    let shared = "d/var/opt/gitlab/gitlab-rails/shared";
+    sh(&sandbox, &format!("chmod 0700 {shared}; chown -R registry:git {shared}"));
+    let before = states(&sandbox, "d");
+    let found = sandbox.run(["inspect", "--as", "gitlab", "d"]).ends_with(3).all_output();
+    assert!(found.contains("registry cannot enter it once it belongs to git"), "{found}");
+    let repair = ["repair", "owners", "--as", "gitlab", "d", "--write-owner-map"];
+    sandbox.forgekeep(repair).args(["undo"]).run().ok();
+    sandbox.run(["inspect", "--as", "gitlab", "d"]).ok();
+    sandbox.forgekeep(repair).args(["redo", "--owner-map", "undo"]).run().ok();
+    assert_eq!(states(&sandbox, "d"), before);
+}
+
+#[test]
+fn a_file_with_names_in_parts_of_two_owners_is_named_and_left_alone() {
+    need_root();
+    let sandbox = Sandbox::new();
+    package_data(&sandbox);
+    let shared = "d/var/opt/gitlab/gitlab-rails/shared";
+    let script = format!(
+        "cd {shared} && echo x > artifacts/a && ln artifacts/a registry/docker/b && \
+         echo y > artifacts/c && ln artifacts/c artifacts/d && chown 5000:5001 artifacts/a artifacts/c"
+    );
+    sh(&sandbox, &script);
+    let before = states(&sandbox, "d");
+    let repair = ["repair", "owners", "--as", "gitlab", "d", "--write-owner-map"];
+    let done = sandbox.forgekeep(repair).args(["undo"]).run().ends_with(3).all_output();
+    assert!(done.contains("in a part with another owner or mode"), "{done}");
+    let owner = |name: &str| sh(&sandbox, &format!("stat -c %U:%G {shared}/{name}"));
+    assert_eq!(owner("artifacts/d").trim(), "git:git");
+    assert_eq!(sh(&sandbox, &format!("stat -c %u:%g {shared}/artifacts/a")).trim(), "5000:5001");
+    sandbox.forgekeep(repair).args(["redo", "--owner-map", "undo"]).run().ok();
+    assert_eq!(states(&sandbox, "d"), before);
 }

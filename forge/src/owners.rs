@@ -13,7 +13,7 @@ mod rules;
 pub use bare::{Files, OwnersAs};
 pub use leftovers::leftovers;
 pub use repair::{Repaired, rules as rules_of_file};
-pub use rules::{is_closed_to, main_account, rules};
+pub use rules::{Above, main_account, rules};
 
 use crate::check::{Check, EXAMPLES, Verdict};
 use crate::error::{Error, Result};
@@ -60,6 +60,9 @@ const OTHER_GROUP: [&str; 3] = ["pages", REGISTRY, "redis"];
 /// Part with the images. GitLab reaches it by its own group, and the registry's programs have another.
 const REGISTRY: &str = "registry";
 
+/// Part with GitLab's own archives. Admins let other accounts fetch them.
+const ARCHIVES: &str = "backups";
+
 /// Part with the keys of users.
 const SSH: &str = "ssh";
 
@@ -77,6 +80,7 @@ enum Fault {
 }
 
 /// The user, and in repositories the group, that a part belongs to.
+#[derive(Clone)]
 struct Expected {
     uid: u32,
     gid: Option<u32>,
@@ -173,7 +177,6 @@ fn look<'r, 'm>(
     let mut parts: Vec<&Part> = plan.parts.iter().chain(&plan.servers).collect();
     let depth = |part: &&Part| part.paths.iter().map(|path| path.components().count()).max();
     parts.sort_by_key(|part| std::cmp::Reverse(depth(part)));
-    let registry_group = registry_group(&plan.parts);
     for part in parts {
         faults.hooks.part(part);
         let Some(owner) = part.owner.as_deref() else {
@@ -186,14 +189,7 @@ fn look<'r, 'm>(
             }
             continue;
         };
-        let instead_of_root = registry_group.filter(|_| part.name == REGISTRY);
-        let expected = Expected::of(part, owner).map(|expected| Expected {
-            instead_of_root,
-            // Admins, and the package itself, put files of root beside Mattermost's own.
-            is_strict: !is_of_mattermost(plan, part) || UPLOADS.contains(&&*part.name),
-            ..expected
-        });
-        let Some(expected) = expected else {
+        let Some(expected) = Expected::in_plan(plan, part, owner) else {
             if part.is_there() && !faults.unknown.iter().any(|known| known == owner) {
                 faults.unknown.push(owner.to_owned());
             }
@@ -256,6 +252,17 @@ fn is_in_use(part: &Part) -> bool {
 }
 
 impl Expected {
+    /// Returns the needs of a part of a plan; `None` if the owner is unknown.
+    fn in_plan(plan: &Plan, part: &Part, owner: &str) -> Option<Expected> {
+        let is_of_others = part.name == REGISTRY || is_redis_dir(part);
+        Some(Expected {
+            instead_of_root: is_of_others.then(|| registry_group(&plan.parts)).flatten(),
+            // Admins, and the package itself, put files of root beside Mattermost's own.
+            is_strict: !is_of_mattermost(plan, part) || UPLOADS.contains(&&*part.name),
+            ..Expected::of(part, owner)?
+        })
+    }
+
     /// A name, or a number of a user and one of a group as `1000:1000`.
     fn of(part: &Part, owner: &str) -> Option<Expected> {
         let is_storage = Expected::is_storage(part);
@@ -313,26 +320,43 @@ impl Expected {
     }
 
     /// Returns true if it may look for paths in a directory.
-    fn may_enter(&self, dir: &Metadata) -> bool {
+    fn may_enter(&self, dir: OwnerAndMode) -> bool {
         self.has_bit(0o1, dir)
     }
 
     /// Returns true if it may read a file, or list and enter a directory.
     fn may_read(&self, metadata: &Metadata) -> bool {
-        self.has_bit(0o4, metadata) && (!metadata.is_dir() || self.may_enter(metadata))
+        let is = owner_and_mode(metadata);
+        self.has_bit(0o4, is) && (!metadata.is_dir() || self.may_enter(is))
     }
 
     /// Returns true if a bit of a mode, as in the class of others, holds for it.
-    fn has_bit(&self, bit: u32, metadata: &Metadata) -> bool {
+    fn has_bit(&self, bit: u32, is: OwnerAndMode) -> bool {
         let bits = match &self.groups {
-            _ if self.uid == metadata.uid() => bit << 6,
-            Some(groups) if groups.contains(&metadata.gid()) => bit << 3,
+            _ if self.uid == is.uid => bit << 6,
+            Some(groups) if groups.contains(&is.gid) => bit << 3,
             Some(_) => bit,
-            None if metadata.gid() == 0 => bit,
+            None if is.gid == 0 => bit,
             // It may belong to any group of its container.
             None => bit << 3 | bit,
         };
-        self.uid == 0 || metadata.mode() & bits != 0
+        self.uid == 0 || is.mode & bits != 0
+    }
+
+    /// Returns true if a path of a part must belong to the user. Admins keep files of their own beside
+    /// the configuration.
+    fn owns(&self, part: &Part) -> bool {
+        self.is_strict && part.name != "config"
+    }
+
+    /// Returns true if a group that is not the owner's may read a file, or write to a path, and others
+    /// may not.
+    fn is_open_to_group(&self, metadata: &Metadata) -> bool {
+        let (gid, mode) = (metadata.gid(), metadata.mode());
+        let is_own = self.groups.as_ref().is_some_and(|groups| groups.contains(&gid));
+        let is_foreign = self.owning_gid.is_some_and(|own| own != gid) && gid != 0 && !is_own;
+        let bits = if metadata.is_dir() { 0o2 } else { 0o6 };
+        self.uid != 0 && is_foreign && mode >> 3 & !mode & bits != 0
     }
 
     fn is_owner(&self, metadata: &Metadata) -> bool {
@@ -412,8 +436,9 @@ impl Faults<'_, '_> {
         self.entered.insert((dir.to_owned(), expected.uid));
         let Ok(metadata) = dir.metadata() else { return Ok(()) };
         self.looked_at += 1;
-        let may_write = expected.has_bit(0o2, &metadata) && expected.may_enter(&metadata);
-        let client = client_of(plan, dir).filter(|client| !client.may_enter(&metadata));
+        let is = owner_and_mode(&metadata);
+        let may_write = expected.has_bit(0o2, is) && expected.may_enter(is);
+        let client = client_of(plan, dir).filter(|client| !client.may_enter(is));
         if may_write && client.is_none() || has_acl(dir) {
             return Ok(());
         }
@@ -539,9 +564,19 @@ impl Faults<'_, '_> {
             let mode = metadata.mode() & 0o7777;
             let place = quoted_path(dir);
             let mut wanted = owner_and_mode(&metadata);
-            if is_entered(dir) && !expected.may_enter(&metadata) && !has_acl(dir) {
+            // A part around it gives it another owner.
+            let after = part_around(&parts, dir)
+                .and_then(|part| Expected::in_plan(plan, part, part.owner.as_deref()?))
+                .filter(|around| around.is_strict)
+                .map_or(wanted, |around| around.owned(wanted));
+            if is_entered(dir) && !expected.may_enter(after) && !has_acl(dir) {
                 let is = format!("{}:{}", self::user(metadata.uid()), group(metadata.gid()));
-                let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it");
+                let once = match expected.may_enter(wanted) {
+                    true => format!(" once it belongs to {}", self::user(after.uid)),
+                    false => String::new(),
+                };
+                let text =
+                    format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it{once}");
                 self.add(Fault::Above, dir, text);
                 self.fix(format!("chmod a+x {place}"));
                 wanted.mode |= 0o111;
@@ -573,8 +608,14 @@ impl Faults<'_, '_> {
         // Gitaly needs its own directories, which are not copied.
         let left = plan.skipped.iter().map(|left| &left.path).filter(|path| !is_of_gitaly(path));
         let elsewhere: Vec<&PathBuf> = others.chain(left).filter(|path| *path != top).collect();
+        // GitLab connects to the socket in the directory of Redis, and reads no file there.
+        let below = Expected {
+            instead_of_root: expected.instead_of_root.filter(|_| !is_redis_dir(part)),
+            ..expected.clone()
+        };
         let mut paths = vec![top.to_owned()];
         while let Some(path) = paths.pop() {
+            let expected = if path == top { expected } else { &below };
             progress.check()?;
             // A vanished path has no owner.
             let Ok(metadata) = path.symlink_metadata() else { continue };
@@ -636,8 +677,8 @@ impl Faults<'_, '_> {
                 return wanted;
             }
         }
-        // Admins keep files of their own beside the configuration.
-        if expected.is_strict && part.name != "config" && !expected.is_owner(metadata) {
+        let is_owned = expected.owns(part);
+        if is_owned && !expected.is_owner(metadata) {
             let group = expected.instead_of_root.filter(|_| expected.has_roots_group(metadata));
             let group = group.map(self::group);
             let colon = group.as_ref().map_or_else(String::new, |group| format!(":{group}"));
@@ -649,6 +690,14 @@ impl Faults<'_, '_> {
             if let Some(group) = group {
                 self.fix(format!("find {place} -group root -exec chgrp -h {group} {{}} +"));
             }
+        } else if is_owned && part.name != ARCHIVES && expected.is_open_to_group(metadata) {
+            let group = group(metadata.gid());
+            let text = format!("belongs to {is} with mode {mode:04o}: group {group} has access");
+            self.add(Fault::Owner, path, text);
+            self.fix(format!("chown -Rh {} {place}", expected.name));
+        }
+        // A part of root keeps its groups, unless the owner changes.
+        if is_owned && (expected.uid != 0 || !expected.is_owner(metadata)) {
             wanted = expected.owned(wanted);
         }
         // The mode from above has more bits than before.
@@ -674,10 +723,12 @@ impl Faults<'_, '_> {
             if next == wanted {
                 continue;
             }
-            if std::mem::take(&mut is_first) {
+            if row.is_needed && std::mem::take(&mut is_first) {
                 self.add(Fault::Mode, path, format!("has mode {mode:04o}: {}", row.reason));
             }
-            self.fix(row.command(top));
+            if row.is_needed {
+                self.fix(row.command(top));
+            }
             wanted = next;
         }
         wanted
@@ -753,6 +804,20 @@ impl Faults<'_, '_> {
         let check = Check::new(NAME, Verdict::Warning, text).with_examples(examples);
         Some(check.with_hint(format!("to fix them: {}", self.commands.join("; "))))
     }
+}
+
+/// Returns true for the directory of the package's Redis, which has GitLab's group.
+fn is_redis_dir(part: &Part) -> bool {
+    part.name == "redis" && part.phase == Phase::Files
+}
+
+/// Returns the innermost of the parts that have a directory.
+fn part_around<'p>(parts: &[&'p Part], dir: &Path) -> Option<&'p Part> {
+    let depth = |part: &&Part| {
+        let around = part.paths.iter().filter(|path| dir.starts_with(path));
+        around.map(|path| path.components().count()).max()
+    };
+    parts.iter().copied().filter(|part| depth(part).is_some()).max_by_key(depth)
 }
 
 /// Returns true for the directory with Gitaly's own files, and for paths in it.

@@ -6,7 +6,6 @@ use crate::report::count;
 use crate::ui::Ui;
 use clap::Args;
 use forge::owners::OwnersAs;
-use forge::plan::Part;
 use forge::process::quoted_path;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +15,7 @@ use store::owner_map::{Class, Disagreement, OwnerMap, RuleUse, SystemAccounts, U
 use store::snapshot::Snapshot;
 
 /// Kinds whose files belong to the accounts of a container.
-const CONTAINER_KINDS: [&str; 2] = ["docker-gitlab", "gitlab-container"];
+pub const CONTAINER_KINDS: [&str; 2] = ["docker-gitlab", "gitlab-container"];
 
 /// Largest file of rules that is read, in bytes.
 const RULES_BYTES_MAX: u64 = 64 << 20;
@@ -38,7 +37,8 @@ Owners and modes:
   --usermap git:gitlab,998:1000,100000-165535:+0,web-*:33,:nobody,*:1000/git
       FROM is a name, a number, a range of numbers or a name with wildcards in the snapshot. It is
       empty for numbers without a name, and * for all. TO is a name or number of this machine;
-      A/B means B where A does not exist. LOW-HIGH:+BASE moves a range so that LOW becomes BASE.
+      A/B means B where A does not exist, and * is the default. LOW-HIGH:+BASE moves a range so that
+      LOW becomes BASE.
   --chmod D+s,o-rwx,F0640
       As in chmod(1); D is for directories only, F for everything else.
   --owner-map FILE
@@ -90,16 +90,17 @@ impl OwnerOptions {
     }
 
     /// Returns the rules for a snapshot, with `file` as the content of the file of rules. Fails at the
-    /// first rule with a fault, before anything is written. `parts` returns the parts that the snapshot
-    /// has of a kind.
+    /// first rule with a fault, before anything is written. `of_product` returns the rules of a kind;
+    /// `None` if the snapshot has no part of it.
     pub fn map(
         &self,
         snapshot: &Snapshot,
         file: Option<&[u8]>,
-        parts: impl Fn(&OwnersAs) -> Result<(Vec<Part>, Vec<PathBuf>), Failure>,
+        of_product: impl Fn(&OwnersAs) -> Result<Option<Vec<u8>>, Failure>,
     ) -> Result<OwnerMap, Failure> {
         let kind = snapshot.instance.as_ref().map(|instance| &instance.kind[..]);
-        let is_of_container = kind.is_some_and(|kind| CONTAINER_KINDS.contains(&kind));
+        let mut kinds = kind.into_iter().chain(self.kind_as.as_ref().map(OwnersAs::kind));
+        let is_of_container = kinds.any(|kind| CONTAINER_KINDS.contains(&kind));
         let unmatched = if self.no_owner {
             Unmatched::Unchanged
         } else if self.numeric_ids || is_of_container {
@@ -126,14 +127,13 @@ impl OwnerOptions {
             map.add_mode("--chmod", changes.as_bytes())?;
         }
         if let Some(kind) = &self.kind_as {
-            let (parts, closed) = parts(kind)?;
-            if parts.is_empty() {
+            let Some(rules) = of_product(kind)? else {
                 return Err(with_hint(
                     format!("the snapshot has no data of {}", kind.kind()),
                     "restore the directory of its data with SNAPSHOT:PATH, or use --owner-map",
                 ));
-            }
-            map.add_file(OF_PRODUCT, &forge::owners::rules(&parts, &closed))?;
+            };
+            map.add_file(OF_PRODUCT, &rules)?;
         }
         Ok(map)
     }

@@ -9,10 +9,9 @@ use crate::select::{self, Filter, Found, tree_path};
 use crate::selector::Place;
 use crate::ui::Ui;
 use clap::Args;
-use forge::owners::{Files, OwnersAs};
+use forge::owners::{Above, Files, OwnersAs};
 use forge::plan::Part;
 use forge::process::quoted_path;
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -134,8 +133,8 @@ impl Restore {
             exclude = Globs::new(own.chain(left.iter().map(Vec::as_slice)))?;
         }
         let root = snapshot.root.chunk();
-        let parts = |kind: &OwnersAs| parts_as(kind, &store, &id, &snapshot, &place.path);
-        let owners = self.owners.map(&snapshot, owner_map.as_deref(), parts);
+        let of_product = |kind: &OwnersAs| rules_as(kind, &store, &id, &snapshot, &place.path);
+        let owners = self.owners.map(&snapshot, owner_map.as_deref(), of_product);
         let owners = owners.inspect_err(|_| watch.end())?;
         let owners = Arc::new(owners);
         let owner_record = self.owners.record(self.dry_run).inspect_err(|_| watch.end())?;
@@ -310,16 +309,20 @@ impl Restore {
     }
 }
 
-/// Returns the parts of a kind in a snapshot: those that its backup listed, or those below the
-/// restored path or the paths of the snapshot. Also returns the directories above the latter that the
-/// accounts of the parts may not enter.
-fn parts_as(
+/// Returns the rules for the parts that a snapshot has of a kind, and for the directories above them;
+/// `None` if it has no part.
+fn rules_as(
     kind: &OwnersAs,
     store: &Store,
     id: &SnapshotId,
     snapshot: &Snapshot,
     from: &[u8],
-) -> Result<(Vec<Part>, Vec<PathBuf>), Failure> {
+) -> Result<Option<Vec<u8>>, Failure> {
+    let root = snapshot.root.chunk();
+    let entry = |path: &Path| {
+        let path = tree_path(path.as_os_str().as_bytes());
+        Lookup::new(&root, store).at(&path).ok().flatten()
+    };
     let manifest = super::instance::manifest(store, id, snapshot)?;
     if let Some(manifest) = manifest.filter(|manifest| manifest.kind == kind.kind()) {
         let mut parts = manifest.parts;
@@ -329,16 +332,17 @@ fn parts_as(
                 part.owner = Some(format!("{uid}:{gid}"));
             }
         }
-        return Ok((parts, Vec::new()));
+        // The account of a container does not enter the directories above its volumes.
+        let is_container = owner_options::CONTAINER_KINDS.contains(&kind.kind());
+        let top = Some(Path::new("/")).filter(|_| !is_container);
+        let rules = forge::owners::rules(&parts, &Above { top, entry: &entry });
+        return Ok((!parts.is_empty()).then_some(rules));
     }
-    let root = snapshot.root.chunk();
     let exists = |path: &Path| {
         TreeReader::within(&root, &tree_path(path.as_os_str().as_bytes()), store).next().is_some()
     };
     let read = |path: &Path| {
-        let path = tree_path(path.as_os_str().as_bytes());
-        let entry = Lookup::new(&root, store).at(&path).ok().flatten();
-        let entry = entry.filter(|entry| entry.size <= SETTINGS_BYTES_MAX)?;
+        let entry = entry(path).filter(|entry| entry.size <= SETTINGS_BYTES_MAX)?;
         let mut content = Vec::new();
         store::dump::dump(store, &entry, &mut content).ok()?.ok().map(|()| content)
     };
@@ -347,26 +351,10 @@ fn parts_as(
     let sources = snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
     let mut found = named.into_iter().chain(sources).map(|dir| (kind.parts(&dir, &files), dir));
     let found = found.find(|(parts, _)| !parts.is_empty());
-    let Some((parts, top)) = found else { return Ok(Default::default()) };
-    let main = forge::owners::main_account(&parts);
-    let mut closed = BTreeSet::new();
-    for part in &parts {
-        // The main account also reads the generated configuration.
-        let Some(owner) = part.owner.as_ref().or(main.as_ref()) else { continue };
-        for dir in part.paths.iter().flat_map(|path| path.ancestors().skip(1)) {
-            let is_in_part =
-                || parts.iter().any(|part| part.paths.iter().any(|path| dir.starts_with(path)));
-            let entry = || {
-                let path = tree_path(dir.as_os_str().as_bytes());
-                Lookup::new(&root, store).at(&path).ok().flatten()
-            };
-            let is_closed = || entry().is_some_and(|dir| forge::owners::is_closed_to(owner, &dir));
-            if dir.starts_with(&top) && !closed.contains(dir) && !is_in_part() && is_closed() {
-                closed.insert(dir.to_owned());
-            }
-        }
-    }
-    Ok((parts, closed.into_iter().collect()))
+    let rules = |(parts, top): (Vec<Part>, PathBuf)| {
+        forge::owners::rules(&parts, &Above { top: Some(&top), entry: &entry })
+    };
+    Ok(found.map(rules))
 }
 
 /// Maximum number of pools that are named.

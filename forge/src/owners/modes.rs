@@ -13,6 +13,9 @@ pub(super) struct Row {
     pub(super) changes: &'static str,
     /// A mode is wrong only if it has one of these bits.
     bits: Option<u32>,
+    /// False if the product works with other modes. Repairs and restores then make the change, and
+    /// inspections report nothing.
+    pub(super) is_needed: bool,
     pub(super) reason: &'static str,
 }
 
@@ -21,6 +24,8 @@ enum Parts {
     All,
     Named(&'static [&'static str]),
     Repositories,
+    /// Repositories and their pools.
+    Storages,
 }
 
 /// Paths of a part that a row concerns.
@@ -38,7 +43,7 @@ pub(super) enum Paths {
 }
 
 /// All rows, the gravest first.
-pub(super) const ROWS: [Row; 10] = [
+pub(super) const ROWS: [Row; 15] = [
     row(Parts::All, Paths::Dirs, "u+rwx", "its owner lacks access"),
     row(Parts::All, Paths::Files, "u+r", "its owner cannot read it"),
     row(Parts::All, Paths::All, "o-w", "any user can write to it"),
@@ -65,11 +70,27 @@ pub(super) const ROWS: [Row; 10] = [
             "PostgreSQL does not start with a directory that others can enter",
         )
     },
-    row(Parts::Repositories, Paths::Top, "g+rwx", "GitLab requires 2770"),
+    // The top keeps others out of all repositories.
+    row(Parts::Repositories, Paths::Top, "ug+rwx,o-rwx", "GitLab requires 2770"),
+    of_repair(Parts::Storages, Paths::All, "ug+rwX,o-rwx"),
+    of_repair(Parts::Storages, Paths::Dirs, "u-s"),
+    of_repair(Parts::Storages, Paths::Files, "ug-s"),
+    of_repair(Parts::Named(&["uploads"]), Paths::Files, "0644"),
+    of_repair(Parts::Named(&["ssh"]), Paths::All, "u+rw,go-rwx"),
 ];
 
 const fn row(parts: Parts, paths: Paths, changes: &'static str, reason: &'static str) -> Row {
-    Row { parts, paths, changes, bits: None, reason }
+    Row { parts, paths, changes, bits: None, is_needed: true, reason }
+}
+
+/// Returns a change that the product's own repair makes.
+const fn of_repair(parts: Parts, paths: Paths, changes: &'static str) -> Row {
+    Row { is_needed: false, ..row(parts, paths, changes, "") }
+}
+
+/// Returns the mode that a path of a part gets.
+pub(super) fn applied(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> u32 {
+    ROWS.iter().fold(mode, |mode, row| row.applied(part, path, is_top, is_dir, mode))
 }
 
 impl Row {
@@ -78,6 +99,7 @@ impl Row {
             Parts::All => true,
             Parts::Named(names) => names.contains(&&*part.name),
             Parts::Repositories => part.phase == Phase::Repositories,
+            Parts::Storages => matches!(part.phase, Phase::Repositories | Phase::Pools),
         }
     }
 

@@ -19,6 +19,9 @@ use store::entry::{Entry, EntryKind};
 use store::owner_map::{OwnerAndMode, OwnerMap, RecordFile, SystemAccounts, Unmatched, acl_lines};
 use store::source::Owners;
 
+/// Setuid and setgid bits.
+const SET_IDS: u32 = 0o6000;
+
 /// Changed paths that are named.
 const NAMED: usize = 10;
 
@@ -39,19 +42,49 @@ pub struct Repaired {
     pub(super) names: LinkNames,
 }
 
-/// Files with several names, by device and inode: how many of the names were met.
+/// Files with several names, by device and inode.
 #[derive(Debug, Default)]
-pub(super) struct LinkNames(HashMap<(u64, u64), u64>);
+pub(super) struct LinkNames(HashMap<(u64, u64), Names>);
+
+/// Names of a file that were met.
+#[derive(Debug)]
+struct Names {
+    count: u64,
+    /// Owner and mode that the first of them needs.
+    wanted: OwnerAndMode,
+    /// False if another one needs something else.
+    agree: bool,
+}
 
 impl LinkNames {
     fn key(metadata: &Metadata) -> (u64, u64) {
         (metadata.dev(), metadata.ino())
     }
 
-    /// Returns true if a file has a name that was not met. It may belong to somebody else there.
-    fn has_others(&self, metadata: &Metadata) -> bool {
-        let met = self.0.get(&Self::key(metadata)).copied().unwrap_or_default();
-        !metadata.is_dir() && metadata.nlink() > met.max(1)
+    /// Adds a name of a file.
+    fn add(&mut self, metadata: &Metadata, wanted: OwnerAndMode) {
+        let new = Names { count: 0, wanted, agree: true };
+        let names = self.0.entry(Self::key(metadata)).or_insert(new);
+        names.count += 1;
+        names.agree &= names.wanted == wanted;
+    }
+
+    /// Returns the reason why a file cannot change. Its names may need different owners.
+    fn refusal(&self, metadata: &Metadata) -> Option<&'static str> {
+        let names = self.0.get(&Self::key(metadata));
+        let met = names.map_or(0, |names| names.count);
+        if metadata.is_dir() || metadata.nlink() == 1 {
+            None
+        } else if metadata.nlink() > met.max(1) {
+            Some("it has another name outside of these directories")
+        } else if names.is_some_and(|names| !names.agree) {
+            Some(
+                "it has another name in a part with another owner or mode; replace one of the names \
+                 by a copy",
+            )
+        } else {
+            None
+        }
     }
 }
 
@@ -99,13 +132,14 @@ impl<'a> Repair<'a> {
         };
         self.repaired.looked_at += 1;
         if !visited.metadata.is_dir() && visited.metadata.nlink() > 1 {
-            *self.repaired.names.0.entry(LinkNames::key(visited.metadata)).or_default() += 1;
+            self.repaired.names.add(visited.metadata, wanted);
         }
         let is_right = |wanted, wanted_acls: &Acls| before == wanted && acls == *wanted_acls;
-        if !is_right(wanted, &wanted_acls) && self.names.has_others(visited.metadata) {
+        if !is_right(wanted, &wanted_acls)
+            && let Some(reason) = self.names.refusal(visited.metadata)
+        {
             (wanted, wanted_acls) = (before, acls.clone());
-            let error = io::Error::other("it has another name outside of these directories");
-            self.repaired.failed.push((visited.path.to_owned(), error));
+            self.repaired.failed.push((visited.path.to_owned(), io::Error::other(reason)));
         }
         if let Pass::Record(_, record) = &mut self.pass {
             let (path, kind) = (tree_path(visited.path), kind(visited));
@@ -223,15 +257,27 @@ fn set(visited: &Visited<'_>, wanted: OwnerAndMode, acls: &Acls) -> io::Result<(
     if (stat.st_uid, stat.st_gid) != (wanted.uid, wanted.gid) {
         chownat(&node, c"", uid, gid, AtFlags::EMPTY_PATH)?;
     }
+    // Some file systems ignore owners and modes without an error.
+    let now = fstat(&node)?;
+    let has_owner = (now.st_uid, now.st_gid) == (wanted.uid, wanted.gid);
     // A change of owner clears setuid and setgid.
     if !visited.metadata.is_symlink() {
         let path = format!("/proc/self/fd/{}", node.as_raw_fd());
-        chmod(&path, Mode::from_raw_mode(wanted.mode))?;
+        // These bits would give the rights of the wrong owner.
+        let is_safe = has_owner || visited.metadata.is_dir();
+        let mode = wanted.mode & if is_safe { !0 } else { !SET_IDS };
+        chmod(&path, Mode::from_raw_mode(mode))?;
         for (name, value) in acls {
             setxattr(&path, &name[..], value, XattrFlags::empty())?;
         }
+        if fstat(&node)?.st_mode & 0o7777 != mode {
+            return Err(io::Error::other("this file system ignores or changes its mode"));
+        }
     }
-    Ok(())
+    match has_owner {
+        true => Ok(()),
+        false => Err(io::Error::other("this file system ignores or changes its owner")),
+    }
 }
 
 fn shown(state: OwnerAndMode) -> String {

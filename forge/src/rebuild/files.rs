@@ -9,6 +9,7 @@ use crate::kind::Site;
 use crate::links;
 use crate::mounts;
 use crate::overrides;
+use crate::owners::Above;
 use crate::plan::{Part, Phase, is_trusted};
 use crate::session::relative;
 use crate::sshd;
@@ -570,7 +571,10 @@ pub fn owners(job: &Job<'_>) -> Result<OwnerMap> {
     let wanted =
         parts.iter().filter(|part| part.owner.is_some() || part.paths.iter().any(is_within));
     let wanted: Vec<Part> = wanted.cloned().collect();
-    map.add_file(OF_KIND, &crate::owners::rules(&wanted, &[]))?;
+    let root = job.snapshot.root.chunk();
+    let entry = |path: &Path| Lookup::new(&root, job.store).at(&tree_path(path)).ok().flatten();
+    let above = Above { top: None, entry: &entry };
+    map.add_file(OF_KIND, &crate::owners::rules(&wanted, &above))?;
     Ok(map)
 }
 
