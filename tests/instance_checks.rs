@@ -405,6 +405,68 @@ fn objects_behind_a_link_are_missing_from_the_copy() {
 }
 
 #[test]
+fn objects_borrowed_from_outside_all_parts_are_missing_from_the_copy() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let known = gitlab.repositories.iter().find(|known| known.full_path == "group2/project1.wiki");
+    let wiki = &known.expect("is known").dir;
+    let outside = gitlab.path("mnt/base.git");
+    std::fs::create_dir_all(gitlab.path("mnt")).expect("directories");
+    std::fs::create_dir_all(outside.join("objects/pack")).expect("directories");
+    sandbox.tool("cp").args(["-aT".as_ref(), wiki.as_path(), outside.as_path()]).run().ok();
+    let info = wiki.join("objects/info");
+    std::fs::create_dir_all(&info).expect("directories");
+    let line = format!("{}\n", outside.join("objects").display());
+    std::fs::write(info.join("alternates"), line).expect("writes");
+    let words = "group2/project1 (wiki) borrows from";
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let outcome = backup(&sandbox).run().ends_with(3);
+    assert!(!outcome.all_output().contains("copying again"), "{}", outcome.all_output());
+    for all in [looked.ends_with(3).json(), outcome.json()] {
+        let (verdict, text) = check(&all, "pools");
+        assert!(verdict == "failed" && text.contains(words), "{text}");
+    }
+    let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(checked.all_output().contains("borrow objects"), "{}", checked.all_output());
+    // As a part, the lender is copied.
+    let more =
+        format!("checks = {{ sample = 'all' }}\nparts.base = {{ path = '{}' }}", outside.display());
+    configure(&sandbox, &gitlab, &more);
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "pools");
+    assert_eq!(verdict, "ok", "{text}");
+}
+
+#[test]
+fn a_storage_that_is_not_mounted_is_a_problem_of_the_configuration() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    let config_check = |more: &[&str]| configured(&sandbox, ["config", "check"]).args(more).run();
+    config_check(&[]).ok();
+    for (dir, words) in [
+        ("git-data/repositories", "check its mount"),
+        ("gitlab-rails/uploads", "directories have lost their files of snapshot"),
+    ] {
+        let dir = gitlab.path("var/opt/gitlab").join(dir);
+        let away = dir.with_extension("away");
+        std::fs::rename(&dir, &away).expect("moves");
+        std::fs::create_dir(&dir).expect("a directory");
+        let checked = config_check(&[]).ends_with(3);
+        assert!(checked.all_output().contains(words), "{}", checked.all_output());
+        let offline = config_check(&["--offline"]).ends_with(3);
+        let words = "directories have lost their files of snapshot";
+        assert!(offline.all_output().contains(words), "{}", offline.all_output());
+        remove(&dir);
+        std::fs::rename(&away, &dir).expect("moves back");
+    }
+    config_check(&[]).ok();
+}
+
+#[test]
 fn every_kind_of_repository_is_checked() {
     need_root();
     let gitlab = Builder::new().build();

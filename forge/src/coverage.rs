@@ -23,6 +23,10 @@ pub struct Gaps<'a> {
     is_live: bool,
     of_copy: Vec<String>,
     of_instance: Vec<String>,
+    /// Further faults of things that are counted already.
+    further: Vec<String>,
+    /// True if the copy lacks one of those.
+    copy_lacks_further: bool,
     /// True if another copy may contain more than this one.
     may_come: bool,
     /// Number of things in places that the settings excuse, by name of the place.
@@ -62,7 +66,17 @@ impl<'a> Gaps<'a> {
         let is_live = view.is_live();
         let (of_copy, of_instance) = (Vec::new(), Vec::new());
         let (groups, excused) = (BTreeMap::new(), BTreeMap::new());
-        Gaps { plan, is_live, of_copy, of_instance, may_come: false, excused, groups }
+        Gaps {
+            plan,
+            is_live,
+            of_copy,
+            of_instance,
+            further: Vec::new(),
+            copy_lacks_further: false,
+            may_come: false,
+            excused,
+            groups,
+        }
     }
 
     /// Counts a thing of kind `what` that is expected in the place of a part.
@@ -104,14 +118,26 @@ impl<'a> Gaps<'a> {
 
     /// Adds one expected thing that the copy lacks.
     pub fn add(&mut self, part: &str, text: String, found: Where) {
+        self.add_incomplete(text, found);
+        if let (Some(group), Where::Nowhere) = (self.groups.get_mut(part), found) {
+            group.nowhere += 1;
+        }
+    }
+
+    /// Adds one expected thing of which the copy lacks only a piece.
+    pub fn add_incomplete(&mut self, text: String, found: Where) {
         self.may_come |= found == Where::Here;
         match found {
             Where::Here | Where::Elsewhere => self.of_copy.push(text),
             Where::Otherwise | Where::Nowhere => self.of_instance.push(text),
         }
-        if let (Some(group), Where::Nowhere) = (self.groups.get_mut(part), found) {
-            group.nowhere += 1;
-        }
+    }
+
+    /// Adds a further fault of the thing that was added last.
+    pub fn add_further(&mut self, text: String, found: Where) {
+        self.may_come |= found == Where::Here;
+        self.copy_lacks_further |= matches!(found, Where::Here | Where::Elsewhere);
+        self.further.push(text);
     }
 
     /// Returns the check of `count` expected things.
@@ -144,11 +170,11 @@ impl<'a> Gaps<'a> {
                 text += &group.text();
             }
         }
-        if !self.of_copy.is_empty() {
+        if !self.of_copy.is_empty() || self.copy_lacks_further {
             verdict = Verdict::Failed;
         }
         text += &excused;
-        let examples = self.of_copy.into_iter().chain(self.of_instance);
+        let examples = self.of_copy.into_iter().chain(self.of_instance).chain(self.further);
         let mut check = Check::new(name, verdict, text).with_examples(examples);
         check.is_settled = !self.may_come;
         match hint {
@@ -325,6 +351,31 @@ mod tests {
         let excused = plan("parts.lfs = { missing = 'ok' }");
         assert_eq!(check(&excused, (9, 0), (1, 1)).verdict, Verdict::Warning);
         assert_eq!(check(&excused, (9, 9), (1, 1)).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn pieces_of_things_are_not_counted_as_things() {
+        let plan = plan("");
+        let mut gaps = Gaps::new(&plan, &View::Live);
+        for at in 0..4 {
+            gaps.look("repositories", || "projects".into(), Some(Path::new("/mnt/place")));
+            match at {
+                0 => {
+                    gaps.add("repositories", "one".into(), Where::Nowhere);
+                    gaps.add_further("one (designs)".into(), Where::Nowhere);
+                }
+                1 => gaps.add_incomplete("two (designs)".into(), Where::Nowhere),
+                _ => {}
+            }
+        }
+        let check = gaps.check("repositories", "projects", 4);
+        assert_eq!(check.verdict, Verdict::Warning, "{check:?}");
+        assert_eq!(check.text, "2 of 4 projects are missing or damaged");
+        assert_eq!(check.examples, ["one", "two (designs)", "one (designs)"]);
+        let mut gaps = Gaps::new(&plan, &View::Live);
+        gaps.add_further("one (designs)".into(), Where::Here);
+        gaps.add_incomplete("one".into(), Where::Nowhere);
+        assert_eq!(gaps.check("repositories", "projects", 4).verdict, Verdict::Failed);
     }
 
     #[test]

@@ -15,14 +15,14 @@ use crate::check::{Check, Verdict};
 use crate::coverage::{Gaps, Where};
 use crate::earlier::Earlier;
 use crate::error::Result;
-use crate::links::lexically;
+use crate::links::{self, lexically};
 use crate::plan::{Phase, Plan};
 use crate::view::{Seen, View, shown};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use whole::{Examined, Examiner, OUTSIDE, References, State};
+use whole::{Examined, Examiner, OUTSIDE, OUTSIDE_PARTS, References, State};
 
 /// Directories of storages by name.
 type Storages<'a> = BTreeMap<&'a str, &'a Path>;
@@ -42,7 +42,7 @@ pub fn check(
     let mut checks = vec![
         check_repositories(plan, &storages, &mut catalogue.projects, view, &mut known)?,
         check_others(plan, &storages, &mut catalogue.repositories, view, &mut known)?,
-        check_pools(plan, &storages, &catalogue.projects, view, &mut known)?,
+        check_pools(plan, &storages, catalogue, view, &mut known)?,
     ];
     if let Some(earlier) = earlier {
         match compare(plan, catalogue, view, &known, earlier) {
@@ -89,22 +89,13 @@ fn on_machine(plan: &Plan, place: &Path) -> Result<Where> {
     })
 }
 
-/// Records a repository that is missing or damaged in the copy.
-fn add(
-    gaps: &mut Gaps<'_>,
-    plan: &Plan,
-    storage: &str,
-    name: &str,
-    place: &Path,
-    state: State,
-) -> Result<()> {
-    let found = match state {
+/// Looks for a repository that is missing or damaged in the copy.
+fn found_of(plan: &Plan, place: &Path, state: State) -> Result<Where> {
+    match state {
         // Another copy would not follow the link either.
-        State::Damaged(OUTSIDE) => Where::Elsewhere,
-        _ => on_machine(plan, place)?,
-    };
-    gaps.add(&part(storage), described(name, place, state), found);
-    Ok(())
+        State::Damaged(OUTSIDE) => Ok(Where::Elsewhere),
+        _ => on_machine(plan, place),
+    }
 }
 
 /// Names a repository, its place and its fault.
@@ -188,6 +179,7 @@ fn check_repositories(
             continue;
         }
         let names = ["", " (wiki)", " (designs)"];
+        let mut is_first = true;
         for (at, (&state, what)) in states.iter().zip(names).enumerate() {
             if is_fault(at) {
                 let place = view.place(&dirs[at]);
@@ -196,7 +188,15 @@ fn check_repositories(
                     let other = shown(other);
                     name += &format!(" (`project_repositories` names {other}, and one is there)");
                 }
-                add(&mut gaps, plan, &project.storage, &name, &place, state)?;
+                let (text, found) =
+                    (described(&name, &place, state), found_of(plan, &place, state)?);
+                match (is_first, at) {
+                    (false, _) => gaps.add_further(text, found),
+                    (true, 0) => gaps.add(&part(&project.storage), text, found),
+                    // The project itself is there.
+                    (true, _) => gaps.add_incomplete(text, found),
+                }
+                is_first = false;
             }
         }
     }
@@ -297,7 +297,9 @@ fn check_others(
         }
         if state != State::Whole {
             let name = repository.to_string();
-            add(&mut gaps, plan, &repository.storage, &name, &view.place(dir), state)?;
+            let place = view.place(dir);
+            let found = found_of(plan, &place, state)?;
+            gaps.add(&part(&repository.storage), described(&name, &place, state), found);
         }
     }
     let check = gaps.check("other-repositories", "repositories of snippets and group wikis", count);
@@ -604,93 +606,194 @@ fn compare(
     Ok(Some(if verdict == Verdict::Ok { check } else { check.with_hint(hint) }))
 }
 
-/// Checks the pools that projects borrow objects from. Without its pool, a member loses objects.
+/// A repository that may borrow objects.
+#[derive(Clone)]
+struct Borrower<'a> {
+    /// Name for people.
+    name: String,
+    storage: &'a str,
+    dir: PathBuf,
+    /// The project, if it is the repository of one.
+    project: Option<&'a Project>,
+}
+
+/// Objects that a repository borrows.
+struct Loan<'a> {
+    borrower: Borrower<'a>,
+    /// File that names the lender.
+    file: PathBuf,
+    /// Repository with the objects.
+    lender: PathBuf,
+}
+
+impl Loan<'_> {
+    /// Name of the lender for people.
+    fn name(&self) -> String {
+        match self.borrower.project {
+            Some(project) => format!("pool of {}", project.name()),
+            None => format!("repository that {} borrows from", self.borrower.name),
+        }
+    }
+}
+
+/// Returns all repositories of a catalogue, whose copies were examined.
+fn borrowers<'a>(storages: &Storages<'_>, catalogue: &'a Catalogue) -> Vec<Borrower<'a>> {
+    let mut all = Vec::new();
+    for project in &catalogue.projects {
+        let storage = project.storage.as_str();
+        let Some(dir) = storages.get(storage) else { continue };
+        let (wiki, design) = (project.wiki.as_ref(), project.design.as_ref());
+        for (path, what, project_of) in [
+            (Some(&project.repository), "", Some(project)),
+            (wiki, " (wiki)", None),
+            (design, " (designs)", None),
+        ] {
+            let name = format!("{}{what}", project.name());
+            let borrower = |path: &String| Borrower {
+                name,
+                storage,
+                dir: dir.join(path),
+                project: project_of,
+            };
+            all.extend(path.map(borrower));
+        }
+    }
+    for repository in &catalogue.repositories {
+        let storage = repository.storage.as_str();
+        let Some(dir) = storages.get(storage) else { continue };
+        let (name, dir) = (repository.to_string(), dir.join(&repository.repository));
+        all.push(Borrower { name, storage, dir, project: None });
+    }
+    all
+}
+
+/// Finds what repositories borrow, and what their lenders borrow themselves. Adds descriptions of
+/// projects whose row names another pool to `odd`.
+fn loans<'a>(
+    storages: &Storages<'_>,
+    catalogue: &'a Catalogue,
+    view: &View<'_>,
+    odd: &mut Vec<String>,
+) -> Result<Vec<Loan<'a>>> {
+    let mut loans = Vec::new();
+    let mut next = borrowers(storages, catalogue);
+    let mut known: BTreeSet<PathBuf> = next.iter().map(|one| one.dir.clone()).collect();
+    while !next.is_empty() {
+        let files: Vec<PathBuf> =
+            next.iter().map(|one| one.dir.join("objects/info/alternates")).collect();
+        let mut lenders = Vec::new();
+        for ((borrower, file), seen) in next.iter().zip(&files).zip(view.read(&files)?) {
+            // A project without lines is linked to its pool by the next housekeeping; until then it
+            // has its own objects.
+            for line in alternates(seen.as_ref()) {
+                let objects = lexically(&borrower.dir.join("objects").join(line));
+                let lender = objects.parent().unwrap_or(&objects).to_owned();
+                let storage = storages.get(borrower.storage).copied();
+                odd.extend(
+                    borrower
+                        .project
+                        .zip(storage)
+                        .and_then(|(project, dir)| odd_pool(project, dir, &lender, &objects)),
+                );
+                let loan = Loan { borrower: borrower.clone(), file: file.clone(), lender };
+                if known.insert(loan.lender.clone()) {
+                    let (name, dir) = (loan.name(), loan.lender.clone());
+                    lenders.push(Borrower { name, dir, project: None, ..*borrower });
+                }
+                loans.push(loan);
+            }
+        }
+        next = lenders;
+    }
+    Ok(loans)
+}
+
+/// Describes a project that borrows from another place than its row names.
+fn odd_pool(project: &Project, storage: &Path, lender: &Path, objects: &Path) -> Option<String> {
+    match project.pool.as_ref().map(|named| storage.join(named)) {
+        None => Some(format!(
+            "{}: it borrows objects, but its row does not name a pool",
+            project.name()
+        )),
+        Some(named) if objects != named.join("objects") => Some(format!(
+            "{}: it borrows objects from {}, but its row names {}",
+            project.name(),
+            shown(lender),
+            shown(&named)
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Returns true if a directory of this machine is in no part, so that no copy has it.
+fn is_outside(plan: &Plan, dir: &Path) -> bool {
+    let real = links::real(dir);
+    let holds = |path: &PathBuf| real.starts_with(links::real(path));
+    let is_skipped = plan.skipped.iter().any(|left| holds(&left.path));
+    is_skipped || !plan.parts.iter().any(|part| part.paths.iter().any(holds))
+}
+
+/// Checks the pools that projects borrow objects from, and all other lenders. Without its lender, a
+/// repository loses objects.
 fn check_pools(
     plan: &Plan,
     storages: &Storages<'_>,
-    projects: &[Project],
+    catalogue: &Catalogue,
     view: &View<'_>,
     known: &mut Known,
 ) -> Result<Check> {
-    let members: Vec<(&Project, &Path)> = projects
-        .iter()
-        .filter_map(|project| Some((project, *storages.get(project.storage.as_str())?)))
-        .collect();
-    let objects = |project: &Project, dir: &Path| dir.join(&project.repository).join("objects");
-    let files: Vec<PathBuf> = members
-        .iter()
-        .map(|(project, dir)| objects(project, dir).join("info/alternates"))
-        .collect();
-    let mut borrowed: Vec<(&Project, &PathBuf, PathBuf)> = Vec::new();
     let mut odd = Vec::new();
-    let seen = view.read(&files)?;
-    for (((project, dir), file), seen) in members.iter().zip(&files).zip(seen) {
-        let lines = alternates(seen.as_ref());
-        if lines.is_empty() && project.pool.is_some() {
-            continue; // linked by the next housekeeping; until then it has its own objects
-        }
-        for line in lines {
-            let pool = lexically(&objects(project, dir).join(line));
-            let named = project.pool.as_ref().map(|named| dir.join(named));
-            match &named {
-                None => odd.push(format!(
-                    "{}: it borrows objects, but its row does not name a pool",
-                    project.name()
-                )),
-                Some(named) if pool != named.join("objects") => odd.push(format!(
-                    "{}: it borrows objects from {}, but its row names {}",
-                    project.name(),
-                    shown(pool.parent().unwrap_or(&pool)),
-                    shown(named)
-                )),
-                Some(_) => {}
-            }
-            borrowed.push((project, file, pool));
-        }
-    }
-    let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
-    let repositories: Vec<PathBuf> =
-        pools.iter().filter_map(|pool| pool.parent()).map(Path::to_owned).collect();
-    let examined = examine(plan, view, &repositories)?;
+    let loans = loans(storages, catalogue, view, &mut odd)?;
+    let lenders: Vec<PathBuf> = loans.iter().map(|loan| loan.lender.clone()).collect();
+    let examined = examine(plan, view, &lenders)?;
     let mut gaps = Gaps::new(plan, view);
-    for ((project, file, pool), pool_now) in borrowed.iter().zip(examined) {
-        let dir = pool.parent().unwrap_or(pool);
-        known.insert(dir.to_owned(), pool_now);
-        let borrower =
-            storages.get(project.storage.as_str()).map(|dir| dir.join(&project.repository));
-        let borrower = borrower.and_then(|dir| known.get(&dir));
-        let is_needed = borrower.is_none_or(|borrower| {
+    for (loan, lender_now) in loans.iter().zip(examined) {
+        let Loan { borrower, file, lender } = loan;
+        known.insert(lender.clone(), lender_now);
+        let is_needed = known.get(&borrower.dir).is_none_or(|borrower| {
             // A member whose pool is empty is damaged.
             borrower.references.any || matches!(borrower.state, State::Damaged(_))
         });
-        let state = match pool_now.state {
+        let state = match lender_now.state {
             // Members with references have left their objects to it.
-            State::Whole if !pool_now.has_objects && is_needed => State::Damaged("has no objects"),
+            State::Whole if !lender_now.has_objects && is_needed => {
+                State::Damaged("has no objects")
+            }
             state => state,
         };
-        let part = part(&project.storage);
-        let place = storages.get(project.storage.as_str()).map(|dir| dir.join("@pools"));
-        let what = || format!("pools that projects of storage {} borrow from", project.storage);
+        let part = part(borrower.storage);
+        let pools = storages.get(borrower.storage).map(|dir| dir.join("@pools"));
+        let what = || format!("pools that projects of storage {} borrow from", borrower.storage);
         // Without its pool a member has lost objects, so even a single missing pool is a failure.
-        gaps.look_strictly(&part, what, place.as_deref());
-        if state != State::Whole {
-            let file = &view.place(file);
+        gaps.look_strictly(&part, what, pools.as_deref());
+        let place = view.place(lender);
+        let is_whole = state == State::Whole;
+        if (view.is_live() || !is_whole) && place.exists() && is_outside(plan, &place) {
+            let text = described(&loan.name(), &place, State::Damaged(OUTSIDE_PARTS));
+            gaps.add(&part, text, Where::Elsewhere);
+        } else if !is_whole {
             // If the alternates file is gone by now, the project has left its pool and no longer
             // borrows.
-            let found =
-                if file.exists() { on_machine(plan, &view.place(dir))? } else { Where::Here };
+            let found = match view.place(file).exists() {
+                true => on_machine(plan, &place)?,
+                false => Where::Here,
+            };
             // A damaged pool has lost objects, too.
-            let is_empty = state != pool_now.state && found == Where::Here;
+            let is_empty = state != lender_now.state && found == Where::Here;
             let found = match found {
                 Where::Otherwise => Where::Nowhere,
-                Where::Here if is_empty && !has_objects(plan, &view.place(dir))? => Where::Nowhere,
+                Where::Here if is_empty && !has_objects(plan, &place)? => Where::Nowhere,
                 found => found,
             };
-            let (name, place) = (format!("pool of {}", project.name()), view.place(dir));
-            gaps.add(&part, described(&name, &place, state), found);
+            gaps.add(&part, described(&loan.name(), &place, state), found);
         }
     }
-    let mut check = gaps.check("pools", "members of pools", borrowed.len());
+    let is_of_project = |loan: &Loan<'_>| loan.borrower.project.is_some();
+    let what = match loans.iter().all(is_of_project) {
+        true => "members of pools",
+        false => "repositories that borrow objects",
+    };
+    let mut check = gaps.check("pools", what, loans.len());
     if !odd.is_empty() {
         check.verdict = check.verdict.max(Verdict::Warning);
         check.text += &format!("; rows and disk disagree about {} of them", odd.len());
@@ -757,7 +860,8 @@ mod tests {
         };
         let check = |plan: &Plan, projects: &[Project]| {
             let mut known = Known::new();
-            check_pools(plan, &storages(plan), projects, &View::Live, &mut known).expect("looks")
+            let catalogue = Catalogue { projects: projects.to_vec(), ..Catalogue::default() };
+            check_pools(plan, &storages(plan), &catalogue, &View::Live, &mut known).expect("looks")
         };
         let present = [project("one", Some("a")), project("two", Some("b"))];
         assert_eq!(check(&strict, &present).verdict, Verdict::Ok);
@@ -776,6 +880,82 @@ mod tests {
         std::fs::remove_file(storage.join("@hashed/three.git/objects/info/alternates"))
             .expect("removes");
         assert_eq!(check(&strict, &lost).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn lenders_outside_all_parts_are_failures_for_every_kind_of_repository() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, outside) = (dir.path().join("storage"), dir.path().join("outside/base.git"));
+        let settings = toml::from_str("kind = 'gitlab'").expect("settings");
+        let mut plan = Plan::new("forge", "gitlab", &settings);
+        plan.storage("repositories", &storage, None);
+        whole::make(&outside);
+        let lend = |path: &str, lender: &Path| {
+            let file = storage.join(path).join("objects/info/alternates");
+            std::fs::create_dir_all(file.parent().expect("below")).expect("directories");
+            std::fs::write(file, format!("{}/objects\n", lender.display())).expect("writes");
+        };
+        let project = Project {
+            id: 1,
+            path: "group/one".into(),
+            storage: "default".into(),
+            repository: "one.git".into(),
+            place: None,
+            wiki: Some("one.wiki.git".into()),
+            design: Some("one.design.git".into()),
+            pool: Some("@pools/a.git".into()),
+            forked_from: None,
+            is_copied: true,
+            is_pending_deletion: false,
+            is_importing: false,
+            has_designs: true,
+            tracked: None,
+            has_failed_import: false,
+        };
+        let of = |of: &str| Repository {
+            of: of.into(),
+            id: 1,
+            storage: "default".into(),
+            repository: format!("{}.git", &of[..2]),
+            is_copied: true,
+            is_pending_deletion: false,
+        };
+        let catalogue = Catalogue {
+            projects: vec![project],
+            repositories: vec![of("snippet"), of("wiki of group")],
+            ..Catalogue::default()
+        };
+        let check = || {
+            let mut known = Known::new();
+            check_pools(&plan, &storages(&plan), &catalogue, &View::Live, &mut known)
+                .expect("looks")
+        };
+        whole::make(&storage.join("@pools/a.git"));
+        lend("one.git", &storage.join("@pools/a.git"));
+        assert_eq!(check(), Check::ok("pools", "checked 1 members of pools; all are present"));
+        for (path, name) in [
+            ("one.git", "pool of group/one"),
+            ("one.wiki.git", "repository that group/one (wiki) borrows from"),
+            ("one.design.git", "repository that group/one (designs) borrows from"),
+            ("sn.git", "repository that snippet 1 borrows from"),
+            ("wi.git", "repository that wiki of group 1 borrows from"),
+            ("@pools/a.git", "repository that pool of group/one borrows from"),
+        ] {
+            lend(path, &outside);
+            let failed = check();
+            assert_eq!(failed.verdict, Verdict::Failed, "{path}: {failed:?}");
+            let example = format!("{name}: {} is not in a part", outside.display());
+            assert!(failed.examples[0].starts_with(&example), "{path}: {failed:?}");
+            let file = storage.join(path).join("objects/info/alternates");
+            std::fs::remove_file(file).expect("removes");
+            lend("one.git", &storage.join("@pools/a.git"));
+        }
+        // As a part, the lender is copied.
+        lend("one.wiki.git", &outside);
+        plan.takes("base", "", outside.clone());
+        let mut known = Known::new();
+        let check = check_pools(&plan, &storages(&plan), &catalogue, &View::Live, &mut known);
+        assert_eq!(check.expect("looks").verdict, Verdict::Ok);
     }
 
     #[test]

@@ -231,7 +231,7 @@ pub fn warn_of_lenders(lenders: &Places, root: &ChunkId, store: &Store) {
     };
     let text = format!(
         "{borrower} needs objects of {place}, which is not in this backup{more}: without it, \
-         a restored copy cannot be used"
+         a restored copy may lack objects"
     );
     store.observer().event(Event::Warning(text));
 }

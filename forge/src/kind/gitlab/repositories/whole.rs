@@ -38,6 +38,9 @@ pub enum State {
 pub const OUTSIDE: &str =
     "is or has a link to a place that is not in the copy; to copy it, make the target a part";
 
+/// Fault of a lender of objects that no part contains.
+pub const OUTSIDE_PARTS: &str = "is not in a part, so a copy lacks its objects; make it a part";
+
 /// References of a repository.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct References {
