@@ -86,6 +86,38 @@ fn an_official_container_is_restored() {
 }
 
 #[test]
+fn uploads_in_a_volume_of_their_own_are_found_through_the_link_in_the_container() {
+    need_root();
+    let gitlab = GitlabContainer::start(Builder::new());
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let (old, new) = (
+        gitlab.root().join("srv/gitlab/data/gitlab-rails/uploads"),
+        gitlab.root().join("mnt/disk/uploads"),
+    );
+    // The administrator copied the files and left the old ones, which get no new ones.
+    sandbox.tool("cp").args(["-a".as_ref(), old.as_path(), new.as_path()]).run().ok();
+    std::fs::remove_dir_all(&old).expect("removes");
+    std::fs::create_dir(&old).expect("a directory");
+    std::fs::write(old.join("stale"), "").expect("writes");
+    let public = gitlab.root().join("opt/gitlab/embedded/service/gitlab-rails/public/uploads");
+    std::fs::remove_file(&public).expect("removes");
+    std::os::unix::fs::symlink("/mnt/storage2/uploads", &public).expect("links");
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    assert!(checked.stdout.contains("mnt/disk/uploads"), "{}", checked.all_output());
+    let all = backup(&sandbox).run().ok().json();
+    let files = lines(&all, "check").into_iter().find(|check| check["name"] == "files");
+    assert_eq!(files.expect("a check")["verdict"], "ok");
+    // Without an answer, the settings tell.
+    let rb = gitlab.root().join("srv/gitlab/config/gitlab.rb");
+    let text = std::fs::read_to_string(&rb).expect("reads");
+    let set = "gitlab_rails['uploads_directory'] = \"/mnt/storage2/uploads\" # moved\n";
+    std::fs::write(&rb, text + set).expect("writes");
+    let offline = configured(&sandbox, ["config", "check", "--offline"]).run();
+    assert!(offline.stdout.contains("mnt/disk/uploads"), "{}", offline.all_output());
+}
+
+#[test]
 fn the_environment_of_mattermost_in_the_container_counts() {
     need_root();
     let gitlab = GitlabContainer::start(Builder::new().mattermost());

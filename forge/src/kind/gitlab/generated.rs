@@ -336,7 +336,7 @@ impl Places<'_> {
 
     /// Returns a configured path on this machine, or the reason why this machine has none.
     fn place(&self, path: &str) -> Result<PathBuf, NotHere> {
-        self.package.place(&self.configured(path))
+        self.package.place_of_data(&self.configured(path))
     }
 
     /// Returns the storages of Gitaly's configuration, and those only in `gitlab.yml`, which older
@@ -423,7 +423,7 @@ impl Places<'_> {
         let mut is_remote = is_remote(self.settings, row.section);
         let mut paths = match row.name {
             "uploads" => vec![self.uploads(configured, default)],
-            _ => vec![self.package.place(&configured.unwrap_or(default))],
+            _ => vec![self.package.place_of_data(&configured.unwrap_or(default))],
         };
         if row.name == "pages"
             && let Some(path) = section["local_store"]["path"].as_str()
@@ -500,7 +500,10 @@ impl Places<'_> {
     fn uploads(&self, configured: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, NotHere> {
         let configured = configured.unwrap_or_else(|| self.configured("public"));
         let inner = configured.join("uploads");
-        // Containers have no volume for the program's directories.
+        // In a container, the link is among the program's own files.
+        if let Some(target) = self.package.link_in_container(&inner) {
+            return self.package.place(&target);
+        }
         let here = self.package.place(&inner).ok();
         match here.as_ref().and_then(|path| path.symlink_metadata().ok()).zip(here) {
             Some((metadata, path)) if metadata.is_symlink() => {
@@ -510,7 +513,10 @@ impl Places<'_> {
             // Without the link, it is a directory that the package created and does not use.
             Some((metadata, path)) if metadata.is_dir() => Ok(path),
             _ if configured.ends_with("uploads") => self.package.place(&configured),
-            _ if configured.ends_with("public") => self.package.place(&default),
+            _ if configured.ends_with("public") => {
+                let set = self.package.set_text("gitlab_rails", "uploads_directory");
+                self.package.place(set.map_or(default, PathBuf::from).as_path())
+            }
             _ => self.package.place(&inner),
         }
     }

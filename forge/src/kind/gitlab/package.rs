@@ -264,12 +264,27 @@ impl Package<'_> {
 
     /// Returns true if the administrator's settings switch something off.
     pub fn is_off(&self, section: &str, key: &str) -> bool {
+        let mut texts = self.administrators_settings().into_iter();
+        texts.any(|text| assigned(&text, section, key).is_some_and(|value| value == "false"))
+    }
+
+    /// Returns the text that the administrator's settings give a key of a section. Only texts
+    /// without code are read.
+    pub fn set_text(&self, section: &str, key: &str) -> Option<String> {
+        let texts = self.administrators_settings();
+        let value = texts.iter().filter_map(|text| assigned(text, section, key)).next_back()?;
+        let quoted = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
+        let text = quoted('\'').or_else(|| quoted('"'))?;
+        (!text.is_empty() && !text.contains(['\'', '"', '\\', '#'])).then(|| text.to_owned())
+    }
+
+    /// Returns the settings of the container, and those of `gitlab.rb`, which are read later.
+    fn administrators_settings(&self) -> Vec<String> {
         let gitlab_rb = self.at("/etc/gitlab/gitlab.rb");
-        let text = file::text(&gitlab_rb).ok().flatten().unwrap_or_default();
+        let of_file = file::text(&gitlab_rb).ok().flatten();
         let variables = self.container.as_ref().map(|container| &container.service.environment);
-        let of_container = variables.and_then(|all| all.get("GITLAB_OMNIBUS_CONFIG"));
-        let mut texts = [Some(&text), of_container].into_iter().flatten();
-        texts.any(|text| switches_off(text, section, key))
+        let of_container = variables.and_then(|all| all.get("GITLAB_OMNIBUS_CONFIG")).cloned();
+        of_container.into_iter().chain(of_file).collect()
     }
 
     /// Returns the directory with the SSH keys of users, or the file if its directory has others.
@@ -839,16 +854,16 @@ fn is_served(socket: &Path) -> bool {
     }
 }
 
-/// Returns true if settings of the package have `false` for a key of a section.
-fn switches_off(settings: &str, section: &str, key: &str) -> bool {
+/// Returns the value that settings of the package assign to a key of a section.
+fn assigned<'a>(settings: &'a str, section: &str, key: &str) -> Option<&'a str> {
     let names = ["'", "\""].map(|quote| format!("{section}[{quote}{key}{quote}]"));
-    let is_off = |statement: &str| {
-        let words: String = statement.chars().filter(|c| !c.is_whitespace()).collect();
-        let value = names.iter().find_map(|name| words.strip_prefix(name)?.strip_prefix('='));
-        value.map(|value| value.split('#').next() == Some("false"))
+    let value = |statement: &'a str| {
+        let (name, value) = statement.split_once('=')?;
+        let name: String = name.chars().filter(|c| !c.is_whitespace()).collect();
+        names.contains(&name).then(|| value.split('#').next().unwrap_or_default().trim())
     };
     // The last one counts. A variable may have several in a line.
-    settings.lines().flat_map(|line| line.split(';')).filter_map(is_off).next_back() == Some(true)
+    settings.lines().flat_map(|line| line.split(';')).filter_map(value).next_back()
 }
 
 /// The directories of data as parts.

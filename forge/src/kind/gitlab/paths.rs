@@ -2,9 +2,13 @@
 
 use crate::kind::Site;
 use crate::kind::docker_gitlab::compose::{Place, Service};
-use crate::links;
+use crate::links::{self, lexically};
+use crate::process::{Command, QUESTION};
+use crate::service::into_container;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use store::entry::Displayed;
 
@@ -79,6 +83,35 @@ impl Package<'_> {
             Some(Place::Memory) => Err(NotHere::InMemory(path.to_owned())),
             None => Err(NotHere::NotInVolume(path.to_owned())),
         }
+    }
+
+    /// Like [`Package::place`], but follows a link among the container's own files as well. Only the
+    /// running container shows these.
+    pub fn place_of_data(&self, path: &Path) -> Result<PathBuf, NotHere> {
+        let real = self.link_in_container(path);
+        self.place(real.as_deref().unwrap_or(path))
+    }
+
+    /// Returns the path to which a link among the container's own files leads; `None` if there is no
+    /// link, or if the container does not answer.
+    pub fn link_in_container(&self, path: &Path) -> Option<PathBuf> {
+        let container = self.container.as_ref().filter(|_| !self.site.is_offline)?;
+        if !matches!(self.place(path), Err(NotHere::NotInVolume(_))) {
+            return None;
+        }
+        let ask = |options: &[&str]| {
+            let program = into_container(self.site.settings, container.name, &[]);
+            let words = program.into_iter().chain(["readlink".into()]);
+            let words = words.chain(options.iter().map(|option| (*option).to_owned()));
+            let command = Command::new(words.chain([path.to_str()?.to_owned()]));
+            let answer = command.within(QUESTION).output(self.site.progress).ok()?;
+            let target = answer.strip_suffix(b"\n").filter(|target| !target.is_empty())?;
+            let target = path.parent()?.join(OsStr::from_bytes(target));
+            Some(lexically(&target)).filter(|target| target != path)
+        };
+        // In a volume, the rest of the way is known, and its links are copied.
+        let next = ask(&[]).filter(|next| self.place(next).is_ok());
+        next.or_else(|| ask(&["-f"]))
     }
 
     /// Returns a path of this machine. With a root of its own, an absolute link at the directory of
