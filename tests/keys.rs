@@ -156,6 +156,31 @@ fn backups_and_inspections_try_the_keys() {
 }
 
 #[test]
+fn keys_that_are_back_are_not_said_to_fail() {
+    need_root();
+    let gitlab = encrypted();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    let key = values()["keys"]["db_key_base"].clone();
+    change_secrets(&gitlab, |rails| rails["db_key_base"] = "another".into());
+    configure(&sandbox, &gitlab, "keys = { changed = 'ok' }");
+    backup(&sandbox).run().ok();
+    change_secrets(&gitlab, |rails| rails["db_key_base"] = key);
+    configure(&sandbox, &gitlab, "");
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    for all in [looked.json(), backup(&sandbox).run().ok().json()] {
+        let (verdict, text) = check(&all, "keys");
+        let words = "the keys of today decrypt all values that were tried";
+        assert!(verdict == "ok" && text.contains(words), "{text}");
+    }
+    // A key that no value has tried.
+    change_secrets(&gitlab, |rails| rails["otp_key_base"] = "another".into());
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "keys");
+    assert!(verdict == "warning" && text.contains("only the old keys decrypt"), "{text}");
+}
+
+#[test]
 fn undecryptable_values_cause_a_warning() {
     need_root();
     let gitlab = encrypted();

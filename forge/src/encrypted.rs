@@ -47,6 +47,12 @@ pub const NAMES: [&str; 7] = [
     SALT,
 ];
 
+/// Returns the name of a key that an installation has under a longer name.
+pub fn known_name(name: &str) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    NAMES.into_iter().find(|known| name.ends_with(known))
+}
+
 /// Bytes of a nonce of GCM.
 const NONCE: usize = 12;
 /// Bytes of a tag of GCM.
@@ -212,6 +218,19 @@ pub struct Trial {
     pub keys: BTreeMap<&'static str, Tried>,
     /// Values of unknown form, or without a key.
     pub untried: usize,
+}
+
+impl Trial {
+    /// Returns true if values tried a key and all of them were decrypted.
+    pub fn has_proved(&self, name: &str) -> bool {
+        let is_right = |name| {
+            self.keys.get(name).is_some_and(|tried: &Tried| tried.count > 0 && tried.failed == 0)
+        };
+        match name {
+            SALT => is_right(RECORD_KEY) || is_right(SEARCHABLE_KEY),
+            name => is_right(name),
+        }
+    }
 }
 
 /// Result of trying one key.

@@ -179,7 +179,7 @@ pub fn inspect(
     checks.extend(emptied.map(|emptied| emptied.check));
     checks.extend(owners::check(plan, progress)?);
     if let Some(Snapshots { store, .. }) = snapshots {
-        checks.extend(changed_keys(plan, kind, store, complete)?);
+        checks.extend(changed_keys(plan, kind, store, &catalogue.encrypted, complete)?);
     }
     let project_count = catalogue.projects.len();
     let product = catalogue.product(plan);

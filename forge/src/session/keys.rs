@@ -2,6 +2,7 @@
 
 use super::Session;
 use crate::check::{Check, Verdict};
+use crate::encrypted::{Encrypted, Keys, Trial, known_name};
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::manifest::Manifest;
@@ -9,6 +10,8 @@ use crate::plan::Plan;
 use crate::service::Password;
 use crate::settings::ChangedKeys;
 use crate::view::View;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::observe::Event;
 use store::snapshot::Snapshot;
@@ -22,7 +25,8 @@ impl Session<'_> {
     /// contents, so every backup warns until the settings accept the change.
     pub(super) fn check_keys(&self, view: &View<'_>) -> Result<Option<Check>> {
         let (plan, store) = (self.job.plan, self.job.store);
-        let changes = Changes { plan, kind: self.job.kind, store };
+        let encrypted = &self.catalogue.encrypted;
+        let changes = Changes { plan, kind: self.job.kind, store, encrypted };
         let check = changes.check(self.complete_ones()?, view)?;
         if check.is_none() && plan.changed_keys == ChangedKeys::Ok {
             let text = "`keys.changed = \"ok\"` would accept the next change as well; remove it";
@@ -33,14 +37,23 @@ impl Session<'_> {
 }
 
 /// Compares the keys of this machine with those of complete snapshots, oldest first; `None` if they
-/// are the same, or if there is no snapshot.
+/// are the same, or if there is no snapshot. Tries changed keys on encrypted values.
 pub fn changed_keys(
     plan: &Plan,
     kind: &'static dyn Kind,
     store: &Store,
+    encrypted: &[Encrypted],
     snapshots: Vec<(SnapshotId, Snapshot)>,
 ) -> Result<Option<Check>> {
-    Changes { plan, kind, store }.check(snapshots, &View::machine(&plan.mounts))
+    Changes { plan, kind, store, encrypted }.check(snapshots, &View::machine(&plan.mounts))
+}
+
+/// Result of trying keys that changed.
+const DECRYPTS: &str = "the keys of today decrypt all values that were tried with them";
+
+/// Joins the descriptions of changes.
+fn joined(changes: &[(&str, &Vec<Password>, String)]) -> String {
+    changes.iter().map(|(.., text)| text.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// Describes the loss of keys of one name; `None` if all old ones are still there.
@@ -53,11 +66,20 @@ fn change(name: &str, old: &[Password], new: &[Password]) -> Option<String> {
     }
 }
 
+/// Tries keys on encrypted values.
+fn attempt(keys: &BTreeMap<&'static str, Vec<Password>>, values: &[Encrypted]) -> Trial {
+    let list = |all: &[Password]| all.iter().map(|Password(key)| Value::from(&**key)).collect();
+    let named = keys.iter().filter_map(|(name, all)| Some((known_name(name)?.into(), list(all))));
+    Keys::of(&Value::Object(named.collect())).attempt(values)
+}
+
 /// Everything that a comparison of keys with those of snapshots needs.
 struct Changes<'a> {
     plan: &'a Plan,
     kind: &'static dyn Kind,
     store: &'a Store,
+    /// Some encrypted values of the databases.
+    encrypted: &'a [Encrypted],
 }
 
 impl Changes<'_> {
@@ -75,28 +97,55 @@ impl Changes<'_> {
         let Ok(before) = self.kind.keys(plan, &before) else { return Ok(None) };
         let now = self.kind.keys(plan, view)?;
         // Without any key, the file is missing or damaged, which another check reports.
-        let changed: Vec<String> = before
-            .iter()
-            .filter_map(|(name, old)| match now.get(name) {
-                Some(new) => change(name, old, new),
-                None if now.is_empty() => None,
-                None => Some(format!("{name} (removed)")),
-            })
-            .collect();
-        if changed.is_empty() {
+        let changes = before.iter().filter_map(|(name, old)| {
+            let text = match now.get(name) {
+                Some(new) => change(name, old, new)?,
+                None if now.is_empty() => return None,
+                None => format!("{name} (removed)"),
+            };
+            Some((*name, old, text))
+        });
+        let changes: Vec<(&str, &Vec<Password>, String)> = changes.collect();
+        if changes.is_empty() {
             return Ok(None);
         }
-        let changed = changed.join(", ");
         if plan.changed_keys == ChangedKeys::Ok {
-            let text =
-                format!("{changed} changed since snapshot {}; the change is accepted", id.short());
+            let text = format!(
+                "{} changed since snapshot {}; the change is accepted",
+                joined(&changes),
+                id.short()
+            );
             return Ok(Some(Check::ok(KEYS, text)));
         }
+        // The keys of the snapshot may have been wrong, and the right ones are back. After a part of
+        // a list is gone, the values that were tried say nothing about others.
+        let trial = attempt(&now, self.encrypted);
+        let is_proven = |(name, old, _): &(&str, &Vec<Password>, String)| {
+            let is_replaced =
+                now.get(name).is_some_and(|new| old.iter().all(|key| !new.contains(key)));
+            is_replaced && known_name(name).is_some_and(|name| trial.has_proved(name))
+        };
+        let (proven, changes): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_proven);
+        if changes.is_empty() {
+            let text =
+                format!("{} changed since snapshot {}; {DECRYPTS}", joined(&proven), id.short());
+            return Ok(Some(Check::ok(KEYS, text)));
+        }
+        let changed = joined(&changes);
         let text = format!(
-            "{changed} changed since snapshot {}; the new keys cannot decrypt values that the \
-             database encrypted before",
+            "{changed} changed since snapshot {}; values that only the old keys decrypt are lost \
+             without them",
             id.short()
         );
+        if !proven.is_empty() {
+            let text = format!("{text}; {} changed as well, and {DECRYPTS}", joined(&proven));
+            let hint = format!(
+                "if today's file is the right one, set `keys.changed = \"ok\"` for one backup; \
+                 otherwise take {changed} from the file of snapshot {}",
+                id.short()
+            );
+            return Ok(Some(Check::new(KEYS, Verdict::Warning, text).with_hint(hint)));
+        }
         let hint = format!(
             "if the change was a mistake, restore the old file from snapshot {} before the new \
              keys encrypt anything; otherwise set `keys.changed = \"ok\"` for one backup",
