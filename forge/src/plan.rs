@@ -65,6 +65,9 @@ pub struct Plan {
     /// Databases of GitLab's tables by section of `database.yml`, such as `main` and `ci`; `None` on
     /// another server.
     pub sections: BTreeMap<String, Option<String>>,
+    /// Directory that the product has for uploads of its system, as it sees it; `None` for the usual
+    /// one.
+    pub uploads_base_dir: Option<String>,
     /// True if the settings list the databases.
     pub has_listed_databases: bool,
     /// The Redis server.
@@ -136,6 +139,7 @@ impl Plan {
             postgres: None,
             databases: Vec::new(),
             sections: BTreeMap::new(),
+            uploads_base_dir: None,
             has_listed_databases: settings.postgres.databases.is_some(),
             redis: None,
             control: Control::Nothing,

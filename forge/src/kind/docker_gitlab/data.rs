@@ -102,6 +102,7 @@ pub fn fill(site: &Site<'_>, compose: &Compose, gitlab: &Service, plan: &mut Pla
     for row in ROWS {
         data.directory(row);
     }
+    data.plan.uploads_base_dir = gitlab.variable("GITLAB_UPLOADS_BASE_DIR").map(Into::into);
     data.other_object_stores();
     data.skipped();
     data.certificates();

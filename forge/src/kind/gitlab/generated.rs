@@ -22,6 +22,8 @@ pub struct Generated {
     pub maybe_old: Vec<MaybeOld>,
     /// Directories of other data.
     pub data: Vec<Data>,
+    /// Directory of system uploads that `gitlab.yml` names.
+    pub uploads_base_dir: Option<String>,
     /// File with the SSH keys of users, as the package sees it, if the configuration names it.
     pub authorized_keys: Option<PathBuf>,
     /// Directories of hooks that run for all repositories, as the package sees them.
@@ -218,6 +220,7 @@ pub fn read(package: &Package<'_>) -> Generated {
         storages: places.storages(gitaly.as_ref()),
         maybe_old: places.maybe_old(gitaly.as_ref()),
         data: DATA.iter().map(|row| places.directory(row)).collect(),
+        uploads_base_dir: settings["uploads"]["base_dir"].as_str().map(str::to_owned),
         authorized_keys: settings["gitlab_shell"]["authorized_keys_file"].as_str().map(Into::into),
         server_hooks: server_hooks(gitaly.as_ref(), &data.join("gitlab-shell/config.yml")),
         signing_keys: signing_keys(gitaly.as_ref()),

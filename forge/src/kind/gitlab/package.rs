@@ -217,6 +217,7 @@ impl Package<'_> {
             plan.lacks(&format!("gitaly-{storage}"), text);
         }
         directories(&generated, user, plan);
+        plan.uploads_base_dir.clone_from(&generated.uploads_base_dir);
         let about = "SSH keys of users; GitLab can regenerate them";
         plan.takes("ssh", about, self.ssh(&generated)).owner = Some(user.to_owned());
         self.of_administrators(&generated, plan);

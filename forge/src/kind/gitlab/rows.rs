@@ -492,23 +492,37 @@ fn uploads(
     };
     let has_model = has("uploads", &["model_type", "model_id"])?;
     let has_routes = has("routes", &["source_type", "source_id", "path"])? && has_model;
+    // Before there was a choice, all projects were stored by name.
+    let storage_version = match (has("projects", &["storage_version"])?, has("projects", &["id"])?)
+    {
+        _ if !has_model => "null::bigint",
+        (true, _) => {
+            "(select coalesce(p.storage_version, 0) from projects p where p.id = t.model_id)"
+        }
+        (false, true) => "(select 0 from projects p where p.id = t.model_id)",
+        (false, false) => "null::bigint",
+    };
+    let route = match has_routes {
+        true => {
+            "(select min(r.path) from routes r where t.model_type = 'Project' \
+             and r.source_type = 'Project' and r.source_id = t.model_id)"
+        }
+        false => "null",
+    };
+    let select = format!("{route} as route, {storage_version} as storage_version");
     let table = Table {
         name: "uploads",
         what: "uploads",
         needs: &["id", "path"],
         takes: &["size", "model_type", "model_id", "uploader", "secret"],
-        select: if has_routes {
-            "(select min(r.path) from routes r where t.model_type = 'Project' \
-             and r.source_type = 'Project' and r.source_id = t.model_id) as route"
-        } else {
-            "null as route"
-        },
+        select: &select,
         store: "store",
         only: &[],
         of_projects: has_model.then_some("t.model_type = 'Project' and t.model_id in (IDS)"),
     };
     let file = |row: uploads::Row| {
-        let paths = row.places().into_iter().map(|path| dir.join(path)).collect();
+        let places = row.places(plan.uploads_base_dir.as_deref());
+        let paths = places.into_iter().map(|path| dir.join(path)).collect();
         let (what, id, size) = ("uploads", row.id.to_string(), size(row.size));
         row.path.as_ref()?;
         Some(FileRow { what, part: "uploads", id, paths, size })
