@@ -38,7 +38,8 @@ use crate::settings::{Mode, OnFailure};
 use crate::view::View;
 use dumps::ConsistencyPoint;
 pub use inspection::{
-    Asked, Inspection, Snapshots, catalogue, databases, inspect, keys as keys_of_machine, redis,
+    Asked, Inspection, Snapshots, catalogue, databases, inspect, keys as keys_of_machine, parts,
+    redis,
 };
 pub use services::{Unfinished, services};
 use std::os::unix::ffi::OsStrExt;

@@ -1,5 +1,6 @@
 use super::Global;
 use super::instance;
+use crate::command;
 use crate::exit::{Failure, with_hint};
 use crate::json::{
     ConfigFault, ConfigReport, KeepRules, PlannedPart, PlannedRedis, PlannedServer,
@@ -7,7 +8,7 @@ use crate::json::{
 };
 use crate::preflight;
 use crate::report::{count, path_text};
-use crate::ui::Ui;
+use crate::ui::{Ui, Watch};
 use clap::{Args, Subcommand};
 use forge::check::Verdict;
 use forge::kind::{Kind, Site};
@@ -16,12 +17,15 @@ use forge::plan::{Absent, Part, Phase, Plan};
 use forge::service::Reach;
 use forge::service::control::Control;
 use forge::service::step::Step;
+use forge::session::Snapshots;
 use forge::settings::{Mode, Sample, Settings};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use store::entry::Displayed;
 use store::observe::Progress;
 use store::retention::Rules;
+use store::store::{Purpose, Store};
 
 /// Check the configuration
 #[derive(Debug, Subcommand)]
@@ -41,8 +45,9 @@ impl Config {
 ///
 /// Paths, services, commands and users are resolved as a backup resolves them. Problems that would
 /// prevent a backup, make it incomplete, or keep its notifications from arriving are reported, and
-/// the exit code is 3. The keys are tried on values that the databases hold encrypted. Nothing is
-/// stopped or copied.
+/// the exit code is 3. The keys are tried on values that the databases hold encrypted. This machine
+/// and its databases are checked as a backup checks its copy, and compared with the last complete
+/// snapshot. Nothing is stopped or copied.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
@@ -70,26 +75,36 @@ struct Asked {
     problems: Vec<String>,
     /// Result of trying the keys on them.
     keys: Option<forge::check::Check>,
+    /// Other checks.
+    checks: Vec<forge::check::Check>,
 }
 
 impl Asked {
     /// Reads only files of this machine.
-    fn offline(plan: &Plan, kind: &dyn Kind) -> Asked {
-        match forge::session::keys_of_machine(plan, kind) {
-            Ok(keys) => Asked { keys, ..Asked::default() },
-            Err(error) => Asked { problems: vec![error.to_string()], ..Asked::default() },
+    fn offline(plan: &Plan, kind: &dyn Kind, snapshots: Option<Snapshots<'_>>) -> Asked {
+        let keys = forge::session::keys_of_machine(plan, kind);
+        let checks = forge::session::parts(plan, snapshots);
+        let mut asked = Asked::default();
+        for error in [keys.as_ref().err(), checks.as_ref().err()].into_iter().flatten() {
+            asked.problems.push(error.to_string());
         }
+        Asked { keys: keys.ok().flatten(), checks: checks.unwrap_or_default(), ..asked }
     }
 
     /// Asks the servers. Why one has databases that are not dumped goes to the plan's notes.
-    fn of(plan: &mut Plan, kind: &dyn Kind, progress: &Progress) -> Asked {
+    fn of(
+        plan: &mut Plan,
+        kind: &dyn Kind,
+        snapshots: Option<Snapshots<'_>>,
+        progress: &Progress,
+    ) -> Asked {
         if let Some(server) = &mut plan.postgres {
             server.wait = server.wait.min(SERVER_WAIT);
         }
         let problem = |servers: &str, error: forge::Error| {
             format!("cannot query {servers}: {error}; `--offline` skips the query")
         };
-        let mut asked = match forge::session::databases(plan, kind, progress) {
+        let mut asked = match forge::session::databases(plan, kind, snapshots, progress) {
             Ok(asked) => {
                 plan.notes.extend(asked.notes);
                 Asked {
@@ -97,10 +112,11 @@ impl Asked {
                     missing: asked.missing,
                     problems: Vec::new(),
                     keys: asked.keys,
+                    checks: asked.checks,
                 }
             }
             Err(error) => {
-                let mut asked = Asked::offline(plan, kind);
+                let mut asked = Asked::offline(plan, kind, snapshots);
                 asked.problems.push(problem("the databases", error));
                 asked
             }
@@ -121,7 +137,7 @@ impl Check {
             return Err(with_hint("the configuration has no instance", hint));
         }
         let is_wanted = |name: &String| self.instance.as_ref().is_none_or(|wanted| wanted == name);
-        let progress = Progress::default();
+        let (progress, host) = (Progress::default(), instance::host());
         let mut is_right = true;
         // An instance that cannot be resolved must not hide the others.
         let mut failed: Option<Failure> = None;
@@ -130,11 +146,18 @@ impl Check {
             let place = instance::place_of(&config, instance, global);
             match forge::overrides::plan(&site) {
                 Ok((mut plan, kind)) => {
+                    plan.own = global.own_paths();
+                    let opened = opened(&place, ui, &mut plan.notes);
+                    let snapshots = opened.as_ref().map(|(store, _)| store);
+                    let snapshots = snapshots.map(|store| Snapshots { store, host: &host });
                     let asked = if self.offline {
-                        Asked::offline(&plan, kind)
+                        Asked::offline(&plan, kind, snapshots)
                     } else {
-                        Asked::of(&mut plan, kind, &progress)
+                        Asked::of(&mut plan, kind, snapshots, &progress)
                     };
+                    if let Some((_, watch)) = opened {
+                        watch.end();
+                    }
                     let view = View::of(&plan, kind, settings, place, asked, &progress);
                     view.show(ui)?;
                     ui.json(&view.line())?;
@@ -159,6 +182,23 @@ impl Check {
             Some(failure) => Err(failure),
             None if is_right => Ok(()),
             None => Err(Failure::Partial),
+        }
+    }
+}
+
+/// Opens the store of an instance, if it is there. If it cannot be read, a note says so.
+fn opened(
+    place: &Result<PathBuf, Failure>,
+    ui: &Ui,
+    notes: &mut Vec<String>,
+) -> Option<(Store, Arc<Watch>)> {
+    let place = place.as_ref().ok().filter(|place| place.join("store.json").exists())?;
+    match command::open(place, ui, Purpose::Read, "config check") {
+        Ok(opened) => Some(opened),
+        Err(failure) => {
+            let (message, _) = failure.words().unwrap_or_default();
+            notes.push(format!("cannot compare the instance with its snapshots: {message}"));
+            None
         }
     }
 }
@@ -211,6 +251,8 @@ impl<'a> View<'a> {
         if let Some(keys) = asked.keys.as_ref().filter(|keys| keys.verdict == Verdict::Failed) {
             problems.push(with_next_step(keys.text.clone(), keys.hint.clone()));
         }
+        let failed = asked.checks.iter().filter(|check| check.verdict == Verdict::Failed);
+        problems.extend(failed.map(|check| with_next_step(check.text.clone(), check.hint.clone())));
         let missing = absent.chain(plan.lacking.iter().cloned()).chain(asked.missing);
         let missing = missing.filter(|absent| absent.is_required).collect();
         let (title, root) = (kind.title(), settings.root.as_path());

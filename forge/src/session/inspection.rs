@@ -59,6 +59,8 @@ pub struct Asked {
     pub notes: Vec<String>,
     /// Result of trying this machine's keys on the databases.
     pub keys: Option<Check>,
+    /// Other checks of this machine and its databases.
+    pub checks: Vec<Check>,
 }
 
 /// Fails if the plan has a Redis that does not answer or refuses all known passwords.
@@ -71,17 +73,83 @@ pub fn keys(plan: &Plan, kind: &dyn Kind) -> Result<Option<Check>> {
     kind.try_keys(plan, &mut [], &View::machine(&plan.mounts))
 }
 
-/// Connects to all databases of the plan and reads some of their encrypted values.
-pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Asked> {
+/// Connects to all databases of the plan, and checks this machine as a backup checks its copy.
+pub fn databases(
+    plan: &Plan,
+    kind: &dyn Kind,
+    snapshots: Option<Snapshots<'_>>,
+    progress: &Progress,
+) -> Result<Asked> {
     let (mut point, missing) = ConsistencyPoint::open(plan, progress)?;
     // It only reads.
     point.take()?;
+    let mut catalogue = kind.ask(plan, point.connections())?;
+    let complete = complete(plan, snapshots.as_ref())?;
+    let earlier = newest(snapshots.as_ref(), &complete)?;
+    let checks = checks(plan, kind, &mut point, &mut catalogue, earlier.as_ref())?;
+    let (keys, checks): (Vec<_>, Vec<_>) =
+        checks.into_iter().partition(|check| check.name == SECRETS);
     let undumped = point.undumped().iter().map(Undumped::text);
     let notes = point.notes().iter().cloned().chain(undumped).collect();
-    let copy = View::machine(&plan.mounts);
-    let keys = kind.try_keys(plan, point.connections(), &copy)?;
     let dumped = point.connections().iter().map(|connection| connection.database.clone());
-    Ok(Asked { dumped: dumped.collect(), missing, notes, keys })
+    let (dumped, keys) = (dumped.collect(), keys.into_iter().next());
+    Ok(Asked { dumped, missing, notes, keys, checks })
+}
+
+/// Name of the check of the keys.
+const SECRETS: &str = "secrets";
+
+/// Compares the parts on this machine with those of the last complete snapshot, if there is one.
+pub fn parts(plan: &Plan, snapshots: Option<Snapshots<'_>>) -> Result<Vec<Check>> {
+    let complete = complete(plan, snapshots.as_ref())?;
+    let earlier = newest(snapshots.as_ref(), &complete)?;
+    lost_parts(plan, earlier.as_ref())
+}
+
+/// Complete snapshots of the instance, oldest first.
+fn complete(plan: &Plan, snapshots: Option<&Snapshots<'_>>) -> Result<Vec<(SnapshotId, Snapshot)>> {
+    snapshots.map_or_else(|| Ok(Vec::new()), |snapshots| snapshots.complete(plan))
+}
+
+/// Reads the newest of some snapshots.
+fn newest<'a>(
+    snapshots: Option<&Snapshots<'a>>,
+    complete: &[(SnapshotId, Snapshot)],
+) -> Result<Option<Earlier<'a>>> {
+    match (snapshots, complete.last()) {
+        (Some(Snapshots { store, .. }), Some((id, snapshot))) => {
+            Earlier::usable(store, *id, snapshot)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn lost_parts(plan: &Plan, earlier: Option<&Earlier<'_>>) -> Result<Vec<Check>> {
+    let vanished = vanished::parts(plan, earlier)?;
+    let emptied = emptied::check(plan, earlier, true, false)?;
+    Ok(vanished.into_iter().chain(emptied.map(|emptied| emptied.check)).collect())
+}
+
+/// Checks this machine and its databases, and compares them with an earlier snapshot.
+fn checks(
+    plan: &Plan,
+    kind: &dyn Kind,
+    point: &mut ConsistencyPoint<'_>,
+    catalogue: &mut Catalogue,
+    earlier: Option<&Earlier<'_>>,
+) -> Result<Vec<Check>> {
+    let copy = View::machine(&plan.mounts);
+    let mut checks = kind.check(plan, catalogue, &copy, earlier)?;
+    let connected: Vec<String> =
+        point.connections().iter().map(|connection| connection.database.clone()).collect();
+    let dumped = connected.iter().map(String::as_str);
+    let undumped = point.undumped();
+    let dumped = dumped.chain(undumped.iter().map(|undumped| undumped.name.as_str()));
+    let text = |undumped: &Undumped| Check::new("databases", Verdict::Warning, undumped.text());
+    checks.extend(undumped.iter().map(text));
+    checks.extend(vanished::check(plan, earlier, dumped));
+    checks.extend(lost_parts(plan, earlier)?);
+    Ok(checks)
 }
 
 /// A store with snapshots of the instance, to compare the machine with.
@@ -150,33 +218,9 @@ pub fn inspect(
     let mut catalogue = kind.ask(plan, point.connections())?;
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
-    let copy = View::machine(&plan.mounts);
-    let complete = match &snapshots {
-        Some(snapshots) => snapshots.complete(plan)?,
-        None => Vec::new(),
-    };
-    let earlier = match (&snapshots, complete.last()) {
-        (Some(Snapshots { store, .. }), Some((id, snapshot))) => {
-            Earlier::usable(store, *id, snapshot)?
-        }
-        _ => None,
-    };
-    let mut checks = kind.check(plan, &mut catalogue, &copy, earlier.as_ref())?;
-    let connected: Vec<String> =
-        point.connections().iter().map(|connection| connection.database.clone()).collect();
-    let dumped = connected.iter().map(String::as_str);
-    let undumped = point.undumped().iter();
-    let dumped = dumped.chain(undumped.map(|undumped| undumped.name.as_str()));
-    checks.extend(
-        point
-            .undumped()
-            .iter()
-            .map(|undumped| Check::new("databases", Verdict::Warning, undumped.text())),
-    );
-    checks.extend(vanished::parts(plan, earlier.as_ref())?);
-    checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
-    let emptied = emptied::check(plan, earlier.as_ref(), true, false)?;
-    checks.extend(emptied.map(|emptied| emptied.check));
+    let complete = complete(plan, snapshots.as_ref())?;
+    let earlier = newest(snapshots.as_ref(), &complete)?;
+    let mut checks = checks(plan, kind, &mut point, &mut catalogue, earlier.as_ref())?;
     checks.extend(owners::check(plan, progress)?);
     if let Some(Snapshots { store, .. }) = snapshots {
         checks.extend(changed_keys(plan, kind, store, &catalogue.encrypted, complete)?);
