@@ -171,18 +171,20 @@ fn open(
     purpose: Purpose,
     what: &'static str,
 ) -> Result<(Store, Arc<Watch>), Failure> {
-    store::threads::start_shared()?;
     let watch = ui.watch(what);
-    let opened = Store::open(place, purpose, Arc::clone(&watch) as _);
-    if opened.is_err() {
-        watch.end();
-    }
-    match opened {
+    let store = open_watched(place, &watch, purpose).inspect_err(|_| watch.end())?;
+    Ok((store, watch))
+}
+
+/// Opens a store for an operation that is observed already.
+fn open_watched(place: &Path, watch: &Arc<Watch>, purpose: Purpose) -> Result<Store, Failure> {
+    store::threads::start_shared()?;
+    match Store::open(place, purpose, Arc::clone(watch) as _) {
         // A command that only reads needs another path, not a new store.
         Err(error @ store::Error::NoStore(_)) if purpose != Purpose::Write => {
             Err(Failure::NothingToRead(error))
         }
-        opened => Ok((opened?, watch)),
+        opened => Ok(opened?),
     }
 }
 

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use store::entry::Displayed;
-use store::observe::Progress;
+use store::observe::{Observer, Progress};
 use store::retention::Rules;
 use store::store::{Purpose, Store};
 
@@ -137,28 +137,28 @@ impl Check {
             return Err(with_hint("the configuration has no instance", hint));
         }
         let is_wanted = |name: &String| self.instance.as_ref().is_none_or(|wanted| wanted == name);
-        let (progress, host) = (Progress::default(), instance::host());
+        // The result of each instance is printed as soon as it is known.
+        let (watch, host) = (ui.watch("config check"), instance::host());
+        watch.hush();
+        let progress = Observer::progress(&*watch);
         let mut is_right = true;
         // An instance that cannot be resolved must not hide the others.
         let mut failed: Option<Failure> = None;
         for (instance, settings) in config.instances.iter().filter(|(name, _)| is_wanted(name)) {
-            let site = Site { instance, settings, progress: &progress, is_offline: self.offline };
+            let site = Site { instance, settings, progress, is_offline: self.offline };
             let place = instance::place_of(&config, instance, global);
             match forge::overrides::plan(&site) {
                 Ok((mut plan, kind)) => {
                     plan.own = global.own_paths();
-                    let opened = opened(&place, ui, &mut plan.notes);
-                    let snapshots = opened.as_ref().map(|(store, _)| store);
-                    let snapshots = snapshots.map(|store| Snapshots { store, host: &host });
+                    let store = opened(&place, &watch, &mut plan.notes);
+                    let snapshots = store.as_ref().map(|store| Snapshots { store, host: &host });
                     let asked = if self.offline {
                         Asked::offline(&plan, kind, snapshots)
                     } else {
-                        Asked::of(&mut plan, kind, snapshots, &progress)
+                        Asked::of(&mut plan, kind, snapshots, progress)
                     };
-                    if let Some((_, watch)) = opened {
-                        watch.end();
-                    }
-                    let view = View::of(&plan, kind, settings, place, asked, &progress);
+                    progress.check()?;
+                    let view = View::of(&plan, kind, settings, place, asked, progress);
                     view.show(ui)?;
                     ui.json(&view.line())?;
                     is_right &= view.is_right();
@@ -174,6 +174,7 @@ impl Check {
                 }
             }
         }
+        watch.end();
         for problem in preflight::of_notifiers(&config, global.config.path()) {
             is_right = false;
             ui.warn(&problem);
@@ -189,12 +190,12 @@ impl Check {
 /// Opens the store of an instance, if it is there. If it cannot be read, a note says so.
 fn opened(
     place: &Result<PathBuf, Failure>,
-    ui: &Ui,
+    watch: &Arc<Watch>,
     notes: &mut Vec<String>,
-) -> Option<(Store, Arc<Watch>)> {
+) -> Option<Store> {
     let place = place.as_ref().ok().filter(|place| place.join("store.json").exists())?;
-    match command::open(place, ui, Purpose::Read, "config check") {
-        Ok(opened) => Some(opened),
+    match command::open_watched(place, watch, Purpose::Read) {
+        Ok(store) => Some(store),
         Err(failure) => {
             let (message, _) = failure.words().unwrap_or_default();
             notes.push(format!("cannot compare the instance with its snapshots: {message}"));
