@@ -301,8 +301,23 @@ pub fn some(store: &Store, wanted: &[Selector], filter: &ListFilter) -> Result<S
     Ok(Selection { snapshots, is_sure })
 }
 
+/// Like [`some`], for commands that also change snapshots whose records are damaged. Returns the ids
+/// of these as well.
+pub fn with_damaged(
+    store: &Store,
+    wanted: Vec<Selector>,
+    filter: &ListFilter,
+) -> Result<(Selection, Vec<SnapshotId>), Failure> {
+    let (damaged, readable) = damaged(store, wanted)?;
+    let selection = match readable.is_empty() {
+        true => Selection { snapshots: Vec::new(), is_sure: true },
+        false => some(store, &readable, filter)?,
+    };
+    Ok((selection, damaged))
+}
+
 /// Separates the snapshots whose records are damaged, and which can only be named by an id.
-pub fn damaged(
+fn damaged(
     store: &Store,
     wanted: Vec<Selector>,
 ) -> Result<(Vec<SnapshotId>, Vec<Selector>), Failure> {

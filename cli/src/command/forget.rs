@@ -3,7 +3,7 @@ use crate::config::Config;
 use crate::exit::{Failure, usage, with_hint};
 use crate::json::{self, ForgetDecision, ForgetSummary, KeepReason};
 use crate::report::{civil_time, count, local_time, now, shown, size, utc_time};
-use crate::select::{self, ListFilter, Selection};
+use crate::select::{self, ListFilter};
 use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
@@ -180,11 +180,7 @@ impl Forget {
         let place = global.place_for(select::instance_of(&wanted, &self.filter))?;
         let (store, watch) = super::open_to_change(&place, ui, self.purpose(), "forget")?;
         let work = || -> Result<_, Failure> {
-            let (damaged, readable) = select::damaged(&store, wanted)?;
-            let selection = match readable.is_empty() {
-                true => Selection { snapshots: Vec::new(), is_sure: true },
-                false => select::some(&store, &readable, &self.filter)?,
-            };
+            let (selection, damaged) = select::with_damaged(&store, wanted, &self.filter)?;
             let (annotations, is_known) = select::annotations(&store)?;
             let mut ids: Vec<SnapshotId> = selection.snapshots.iter().map(|(id, _)| *id).collect();
             ids.extend(&damaged);

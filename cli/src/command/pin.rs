@@ -62,13 +62,9 @@ impl Chosen {
         let place = global.place_for(select::instance_of(&wanted, &self.filter))?;
         let (store, watch) = super::open_to_change(&place, ui, Purpose::Write, command)?;
         let work = || -> Result<_, Failure> {
-            let (damaged, wanted) = match change_damaged {
-                Some(_) => select::damaged(&store, wanted)?,
-                None => (Vec::new(), wanted),
-            };
-            let selection = match wanted.is_empty() {
-                true => Selection { snapshots: Vec::new(), is_sure: true },
-                false => select::some(&store, &wanted, &self.filter)?,
+            let (selection, damaged) = match change_damaged {
+                Some(_) => select::with_damaged(&store, wanted, &self.filter)?,
+                None => (select::some(&store, &wanted, &self.filter)?, Vec::new()),
             };
             let changed = selection.snapshots.iter().map(|(id, of)| change(&store, id, of));
             let changed = changed.collect::<Result<Vec<bool>, _>>()?;
